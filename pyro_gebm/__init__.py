@@ -1,0 +1,42 @@
+"""Generalized energy-based models for PyTorch and Pyro.
+
+A generator pushes a latent prior forward to a base; an energy reweights it. Train both by
+KALE, sample the latent posterior with many chains at once, diagnose the draws with ArviZ.
+"""
+
+from pyro_gebm._version import __version__
+from pyro_gebm.base import Base, LatentPrior, StandardNormal, UniformPrior
+from pyro_gebm.mcmc import HMC, MALA, NUTS, Langevin
+from pyro_gebm.model import GEBM
+from pyro_gebm.sampling import generate, sample
+from pyro_gebm.training import (
+    CheckpointError,
+    StepInfo,
+    TrainConfig,
+    Trainer,
+    TrainingError,
+    load,
+    save,
+)
+
+__all__ = [
+    "GEBM",
+    "HMC",
+    "MALA",
+    "NUTS",
+    "Base",
+    "CheckpointError",
+    "Langevin",
+    "LatentPrior",
+    "StandardNormal",
+    "StepInfo",
+    "TrainConfig",
+    "Trainer",
+    "TrainingError",
+    "UniformPrior",
+    "__version__",
+    "generate",
+    "load",
+    "sample",
+    "save",
+]

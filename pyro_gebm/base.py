@@ -1,0 +1,227 @@
+"""Latent priors, and the base: the law of G(z) for z drawn from one."""
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_gebm._checks import check_count, check_in_range
+
+
+class Prior(nn.Module, ABC):
+    """The density η of latents z (D,): what ``StandardNormal`` and its siblings have in common."""
+
+    @property
+    @abstractmethod
+    def distribution(self) -> TorchDistributionMixin:
+        """A Pyro distribution of event shape (D,)."""
+
+    @property
+    @abstractmethod
+    def like(self) -> Tensor:
+        """A tensor of the dtype and device that draws have."""
+
+    @property
+    def dim(self) -> int:
+        """D, the number of latent dimensions."""
+        return int(self.distribution.event_shape[0])
+
+    @property
+    def support(self) -> Any:
+        """The torch constraint that z satisfies."""
+        support = self.distribution.support
+        # Independent ones and those of mixtures say the same of every component.
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        return support
+
+    @property
+    def is_unconstrained(self) -> bool:
+        """Every real vector is in the support."""
+        return self.support in (constraints.real, constraints.real_vector)
+
+    def sample(self, num_samples: int) -> Tensor:
+        """Draws from η, (num_samples, D), from torch's global generator."""
+        draws: Tensor = self.distribution.sample(torch.Size([num_samples]))
+        return draws
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log η(z), (..., D) -> (...); -inf outside the support."""
+        value: Tensor = self.distribution.log_prob(z)
+        return value
+
+
+@final
+class StandardNormal(Prior):
+    """η = N(0, I) in ``dim`` dimensions.
+
+    Raises:
+        ValueError: ``dim`` is not a whole number >= 1.
+
+    Example:
+        >>> StandardNormal(3).log_prob(torch.zeros(2, 3))
+        tensor([-2.7568, -2.7568])
+    """
+
+    loc: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        check_count("dim", dim)
+        self.register_buffer("loc", torch.zeros(dim), persistent=False)
+
+    @property
+    def distribution(self) -> TorchDistributionMixin:
+        """Independent standard normals."""
+        return dist.Normal(self.loc, torch.ones_like(self.loc), validate_args=False).to_event(1)
+
+    @property
+    def like(self) -> Tensor:
+        """The mean."""
+        return self.loc
+
+
+@final
+class UniformPrior(Prior):
+    """η uniform on the box [low, high]^dim.
+
+    Raises:
+        ValueError: ``dim`` is not a whole number >= 1, or ``low`` is not below ``high``.
+
+    Example:
+        >>> UniformPrior(2).log_prob(torch.tensor([[0.5, 0.5], [0.5, 1.5]]))
+        tensor([0., -inf])
+    """
+
+    bounds: Tensor
+
+    def __init__(self, dim: int, low: float = 0.0, high: float = 1.0) -> None:
+        super().__init__()
+        check_count("dim", dim)
+        check_in_range("high", high, low, open_low=True)
+        self.low, self.high = float(low), float(high)
+        self.register_buffer("bounds", torch.tensor([[low] * dim, [high] * dim]), persistent=False)
+
+    @property
+    def distribution(self) -> TorchDistributionMixin:
+        """Independent uniforms."""
+        return dist.Uniform(self.bounds[0], self.bounds[1], validate_args=False).to_event(1)
+
+    @property
+    def like(self) -> Tensor:
+        """The bounds."""
+        return self.bounds
+
+
+@final
+class LatentPrior(Prior):
+    """η given as any torch or Pyro distribution over vectors, of continuous support.
+
+    The distribution stays on the device it was built on: build it where the networks are.
+
+    Args:
+        distribution: of event shape (D,) and no batch shape; use ``.to_event(1)`` or
+            ``torch.distributions.Independent``.
+
+    Raises:
+        ValueError: the event shape is not (D,), there is a batch shape, or it is discrete.
+
+    Example:
+        >>> prior = LatentPrior(dist.Laplace(torch.zeros(4), 1.0).to_event(1))
+        >>> prior.dim, prior.sample(5).shape
+        (4, torch.Size([5, 4]))
+    """
+
+    def __init__(self, distribution: torch.distributions.Distribution) -> None:
+        super().__init__()
+        batch, event = tuple(distribution.batch_shape), tuple(distribution.event_shape)
+        if len(event) != 1 or batch:
+            raise ValueError(
+                "distribution: expected event shape (D,) and batch shape (); got event "
+                f"{event} and batch {batch}; wrap it with Independent(..., 1) or .to_event(1)"
+            )
+        if distribution.support is None or distribution.support.is_discrete:
+            raise ValueError("distribution: expected a continuous one; got a discrete support")
+        self._distribution = _without_validation(distribution)
+        self._like = distribution.sample()
+
+    @property
+    def distribution(self) -> TorchDistributionMixin:
+        """The distribution, as Pyro wants it."""
+        given = self._distribution
+        if isinstance(given, TorchDistributionMixin):
+            return given
+        return _as_pyro(given)
+
+    @property
+    def like(self) -> Tensor:
+        """A draw."""
+        return self._like
+
+
+def _without_validation(
+    given: torch.distributions.Distribution,
+) -> torch.distributions.Distribution:
+    """A copy that answers -inf or NaN where ``given`` and its parts would raise.
+
+    Trajectories that diverge ask for the density of any position.
+    """
+    clone = copy.copy(given)
+    clone._validate_args = False
+    for name, part in vars(given).items():
+        if isinstance(part, torch.distributions.Distribution):
+            setattr(clone, name, _without_validation(part))
+    return clone
+
+
+def _as_pyro(given: torch.distributions.Distribution) -> TorchDistributionMixin:
+    """A torch distribution with the methods that Pyro adds, sharing its parameters."""
+    mixed = type(f"Pyro{type(given).__name__}", (type(given), TorchDistributionMixin), {})
+    clone: TorchDistributionMixin = object.__new__(mixed)
+    clone.__dict__.update(given.__dict__)
+    return clone
+
+
+@final
+class Base(nn.Module):
+    """The base B: the law of x = G(z), z ~ η.
+
+    Args:
+        generator: G, any module (B, D) -> (B, ...).
+        latent_prior: η.
+
+    Raises:
+        ValueError: ``latent_prior`` is not a prior of this package.
+
+    Example:
+        >>> base = Base(nn.Linear(2, 5), StandardNormal(2))
+        >>> base(torch.zeros(3, 4, 2)).shape, base.sample(7).shape
+        (torch.Size([3, 4, 5]), torch.Size([7, 5]))
+    """
+
+    def __init__(self, generator: nn.Module, latent_prior: Prior) -> None:
+        super().__init__()
+        if not isinstance(latent_prior, Prior):
+            raise ValueError(
+                "latent_prior: expected StandardNormal, UniformPrior or LatentPrior; got "
+                f"{type(latent_prior).__name__}; wrap a distribution as LatentPrior(distribution)"
+            )
+        self.generator = generator
+        self.latent_prior = latent_prior
+
+    def forward(self, z: Tensor) -> Tensor:
+        """x = G(z), (..., D) -> (..., *data shape)."""
+        batch = z.shape[:-1]
+        x: Tensor = self.generator(z.reshape(-1, z.shape[-1]))
+        return x.reshape(*batch, *x.shape[1:])
+
+    def sample(self, num_samples: int) -> Tensor:
+        """Draws from B, (num_samples, *data shape), without gradient."""
+        with torch.no_grad():
+            x: Tensor = self(self.latent_prior.sample(num_samples))
+        return x

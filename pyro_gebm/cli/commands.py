@@ -1,0 +1,166 @@
+"""What the commands do: compute, write the run folder, print."""
+
+import argparse
+import time
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pyro_gebm import GEBM, TrainConfig, inference_data, load
+from pyro_gebm import sample as sample_latents
+from pyro_gebm.cli.evaluation import (
+    NUM_SETS,
+    Settings,
+    judge_base,
+    judge_run,
+    run_kernels,
+    set_size,
+    short_run,
+)
+from pyro_gebm.cli.pictures import draw_pictures
+from pyro_gebm.cli.problems import PROBLEMS, Problem, build_judge, load_problem
+from pyro_gebm.cli.tables import comparison_table, metrics_json, notes, verdict_line
+from pyro_gebm.cli.training import train
+from pyro_gebm.report import RunFolder, write_json
+
+DEMO_KERNELS = ("NUTS", "HMC", "Langevin")
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    """Train on the digits, sample with three kernels, score, draw, say what comes next."""
+    started = time.perf_counter()
+    folder = _open(arguments)
+    problem = load_problem("digits", arguments.seed)
+    print(f"Digits: {len(problem.train):,} images to learn from, {len(problem.test):,} to test on.")
+    gebm = train(
+        problem,
+        _train_config(arguments),
+        seed=arguments.seed,
+        device=torch.device("cpu"),
+        folder=folder,
+    )
+    settings = Settings(
+        arguments.num_chains, arguments.num_samples, arguments.warmup_steps, 1.0, arguments.seed
+    )
+    _evaluate(gebm, problem, DEMO_KERNELS, settings, folder)
+    print(f"\nDone in {time.perf_counter() - started:.0f} s. Look at {folder.path}/samples.png.")
+    print(f"Next: pyro-gebm sample {folder.path} --kernel HMC --beta 2 --num-samples 500")
+
+
+def run_train(arguments: argparse.Namespace) -> None:
+    """Train a model into a run folder."""
+    folder = _open(arguments)
+    problem = load_problem(arguments.data, arguments.seed)
+    device = _device(arguments.device)
+    train(problem, _train_config(arguments), seed=arguments.seed, device=device, folder=folder)
+    print(f"Wrote {folder.checkpoint}. Next: pyro-gebm evaluate {folder.path}")
+
+
+def run_sample(arguments: argparse.Namespace) -> None:
+    """Sample a trained model's latent posterior into an InferenceData file."""
+    folder, gebm, _ = _load_run(arguments)
+    out = RunFolder(arguments.out or folder.path)
+    out.create()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        idata = sample_latents(
+            gebm,
+            kernel=arguments.kernel,
+            num_samples=arguments.num_samples,
+            warmup_steps=arguments.warmup_steps,
+            num_chains=arguments.num_chains,
+            beta=arguments.beta,
+            thinning=arguments.thinning,
+            seed=arguments.seed,
+        )
+    inference_data.save(idata, out.idata)
+    rhat, ess = inference_data.rhat(idata).max(), inference_data.ess(idata).min()
+    print(
+        f"{idata.attrs['kernel']}, {arguments.num_chains} chains x {arguments.num_samples} draws "
+        f"at β = {arguments.beta:g} in {idata.attrs['sampling_time']:.1f} s: "
+        f"R-hat {rhat:.3f} (largest), ESS {ess:,.0f} (smallest)"
+    )
+    for warning in caught:
+        print(f"Warning: {warning.message}")
+    print(f"Wrote {out.idata}. Next: import arviz as az; az.from_netcdf('{out.idata}')")
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """Compare kernels and the base on a trained model."""
+    folder, gebm, problem = _load_run(arguments)
+    out = RunFolder(arguments.out or folder.path)
+    out.create()
+    settings = Settings(
+        arguments.num_chains,
+        arguments.num_samples,
+        arguments.warmup_steps,
+        arguments.beta,
+        arguments.seed,
+    )
+    _evaluate(gebm, problem, arguments.kernels, settings, out)
+
+
+def _evaluate(
+    gebm: GEBM, problem: Problem, kernels: tuple[str, ...], settings: Settings, folder: RunFolder
+) -> None:
+    judge = build_judge(problem, progress=True)
+    runs = run_kernels(gebm, kernels, settings)
+    size = set_size(runs)
+    torch.manual_seed(settings.seed)
+    base_sets = [gebm.base.sample(size) for _ in range(NUM_SETS)]
+    base = judge_base(problem, judge, base_sets, settings.seed)
+    steps = tqdm(runs, desc="score", leave=False)
+    verdicts = [judge_run(gebm, problem, judge, done, base_sets) for done in steps]
+    print(f"\n{comparison_table(judge, base, verdicts)}\n")
+    print(notes(judge, base, verdicts, settings, size))
+    print(f"\n{verdict_line(verdicts, base)}")
+    write_json(folder.metrics, metrics_json(judge, base, verdicts, settings, size))
+    inference_data.save(runs[0].idata, folder.idata)
+    shorts = {
+        done.kernel: short_run(gebm, judge, done, verdict.score.refined, settings)
+        for done, verdict in tqdm(
+            list(zip(runs, verdicts, strict=True)), desc="curves", leave=False
+        )
+    }
+    names = draw_pictures(gebm, problem, judge, runs, shorts, base, torch.cat(base_sets), folder)
+    written = [folder.metrics.name, folder.idata.name, *names]
+    print(f"Wrote {', '.join(written)} to {folder.path}.")
+
+
+def _open(arguments: argparse.Namespace) -> RunFolder:
+    folder = RunFolder(arguments.out)
+    folder.create()
+    return folder
+
+
+def _load_run(arguments: argparse.Namespace) -> tuple[RunFolder, GEBM, Problem]:
+    folder = RunFolder(arguments.run)
+    config: dict[str, Any] = folder.read_config()
+    if config.get("data") not in PROBLEMS:
+        raise ValueError(f"{folder.config}: unknown data {config.get('data')!r}")
+    problem = load_problem(config["data"], int(config["seed"]))
+    gebm = load(folder.checkpoint)
+    if gebm.latent_dim != problem.latent_dim:
+        raise ValueError(
+            f"{folder.checkpoint}: expected a model of {problem.name} with {problem.latent_dim} "
+            f"latents; got {gebm.latent_dim}"
+        )
+    return folder, gebm, problem
+
+
+def _train_config(arguments: argparse.Namespace) -> TrainConfig:
+    return replace(
+        TrainConfig(), base_steps=arguments.base_steps, refit_steps=arguments.refit_steps
+    )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {name} is not to be had here ({error})") from error
+    return device

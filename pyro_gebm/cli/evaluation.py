@@ -1,0 +1,214 @@
+"""Kernels against the base at equal gradient evaluations: the computation, without printing."""
+
+import statistics
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_gebm import GEBM, inference_data, sample
+from pyro_gebm.cli.problems import Judge, Problem, occupancy, share_near_modes
+from pyro_gebm.inference_data import InferenceData
+from pyro_gebm.mcmc import KERNELS, Tuning, run
+from pyro_gebm.metrics import MeanSpread, RelativeScore, occupancy_distance, relative_score
+from pyro_gebm.plots import Curve, Shift
+from pyro_gebm.sampling import push_forward
+
+NUM_SETS = 5
+"""Sample sets a kernel's draws are dealt into; the spread is over them."""
+
+PILOT_DRAWS = 20
+CURVE_CHAINS = 1000
+CURVE_GRADIENTS = 60
+
+
+class Settings(NamedTuple):
+    """How much is sampled."""
+
+    num_chains: int
+    num_samples: int
+    """Draws scored per chain."""
+    warmup_steps: int
+    beta: float
+    seed: int
+
+
+class KernelRun(NamedTuple):
+    """A kernel's draws and what they cost."""
+
+    kernel: str
+    idata: InferenceData
+    gradients: float
+    """Gradient evaluations per chain, warm-up included."""
+
+
+class BaseScore(NamedTuple):
+    """The base's samples, the same way."""
+
+    score: MeanSpread
+    floor: MeanSpread
+    floor_note: str
+    occupancy_error: float | None
+    near_modes: float | None
+    num_test: int
+
+
+class Verdict(NamedTuple):
+    """A line of the table."""
+
+    kernel: str
+    score: RelativeScore
+    occupancy_error: float | None
+    """Total variation between class (or mode) frequencies of samples and of test data."""
+    near_modes: float | None
+    rhat: float
+    ess: float
+    """Smallest bulk ESS over latents."""
+    divergences: int
+    gradients: float
+    seconds: float
+
+
+def run_kernels(gebm: GEBM, kernels: Sequence[str], settings: Settings) -> list[KernelRun]:
+    """Run each kernel on ν_β; the first one's cost is the budget of all the others.
+
+    A pilot with the same seed, which is not counted, tells what a draw of the others costs;
+    they spend the budget on more draws, thinned to as many as the first one keeps.
+    """
+    runs: list[KernelRun] = []
+    for kernel in kernels:
+        draws, thinning = settings.num_samples, 1
+        if runs:
+            pilot = _sample(gebm, kernel, settings._replace(num_samples=PILOT_DRAWS), 1, False)
+            left = runs[0].gradients - _warmup_cost(pilot)
+            affordable = left / float(_stat(pilot, "n_steps").mean())
+            thinning = max(1, int(affordable / draws))
+            draws = max(PILOT_DRAWS, round(affordable / thinning))
+        idata = _sample(gebm, kernel, settings._replace(num_samples=draws), thinning, True)
+        runs.append(KernelRun(kernel, idata, _cost(idata)))
+    return runs
+
+
+def judge_base(problem: Problem, judge: Judge, base_sets: Sequence[Tensor], seed: int) -> BaseScore:
+    """Score of the base, and the floor that real data set."""
+    everything = torch.cat(list(base_sets))
+    scores = [judge.scorer.score(x) for x in base_sets]
+    generator = torch.Generator().manual_seed(seed)
+    return BaseScore(
+        score=MeanSpread(statistics.fmean(scores), statistics.stdev(scores), len(scores)),
+        floor=judge.scorer.floor(generator=generator),
+        floor_note=judge.floor_note,
+        occupancy_error=occupancy_error(problem, judge, everything),
+        near_modes=share_near_modes(judge, everything),
+        num_test=len(problem.test),
+    )
+
+
+def judge_run(
+    gebm: GEBM, problem: Problem, judge: Judge, done: KernelRun, base_sets: Sequence[Tensor]
+) -> Verdict:
+    """Scores and diagnostics of one kernel's draws against as many base samples."""
+    sets = deal(gebm, done.idata, len(base_sets[0]))
+    everything = torch.cat(sets)
+    return Verdict(
+        kernel=done.kernel,
+        score=relative_score(judge.scorer, sets, base_sets),
+        occupancy_error=occupancy_error(problem, judge, everything),
+        near_modes=share_near_modes(judge, everything),
+        rhat=float(np.max(inference_data.rhat(done.idata))),
+        ess=float(np.min(inference_data.ess(done.idata))),
+        divergences=int(_stat(done.idata, "diverging").sum()),
+        gradients=done.gradients,
+        seconds=float(done.idata.attrs["sampling_time"]),
+    )
+
+
+def set_size(runs: Sequence[KernelRun]) -> int:
+    """Samples in each set, as many as the shortest run gives."""
+    shapes = [inference_data.values(done.idata, "z").shape for done in runs]
+    return int(min(chains * (draws // NUM_SETS) for chains, draws, _ in shapes))
+
+
+def deal(gebm: GEBM, idata: InferenceData, size: int | None = None) -> list[Tensor]:
+    """x = G(z) of the draws, dealt like cards into sets, so that each spans the whole run."""
+    z = torch.as_tensor(inference_data.values(idata, "z"))
+    hands = [z[:, start::NUM_SETS].reshape(-1, z.shape[-1]) for start in range(NUM_SETS)]
+    size = size or min(map(len, hands))
+    with gebm.frozen():
+        return [push_forward(gebm, hand[:size]) for hand in hands]
+
+
+def occupancy_error(problem: Problem, judge: Judge, x: Tensor) -> float | None:
+    """Total variation between the class or mode frequencies of samples and of the truth."""
+    found = occupancy(judge, x)
+    if found is None:
+        return None
+    if problem.test_labels is not None:
+        truth = torch.bincount(problem.test_labels, minlength=len(found)).double()
+        truth = truth / truth.sum()
+    else:
+        truth = torch.full_like(found, 1 / len(found))
+    return occupancy_distance(found, truth)
+
+
+def short_run(
+    gebm: GEBM, judge: Judge, done: KernelRun, stationary: MeanSpread, settings: Settings
+) -> tuple[Curve, Shift]:
+    """Chains from base samples under a long run's tuning: the score on the way, and the ends."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    start = torch.randn(CURVE_CHAINS, gebm.latent_dim, generator=generator)
+    step_size = float(_stat(done.idata, "step_size")[0, 0])
+    mass = torch.as_tensor(np.asarray(done.idata.attrs["inverse_mass_matrix"]), dtype=start.dtype)
+    per_draw = float(_stat(done.idata, "n_steps").mean()) / int(done.idata.attrs["thinning"])
+    draws = max(2, min(20, round(CURVE_GRADIENTS / per_draw)))
+    with gebm.frozen():
+        result = run(
+            KERNELS[done.kernel](),
+            lambda z: gebm.potential_fn(z, settings.beta),
+            start,
+            num_samples=draws,
+            warmup_steps=0,
+            thinning=max(1, round(CURVE_GRADIENTS / per_draw / draws)),
+            tuning=Tuning(torch.full((CURVE_CHAINS,), step_size), mass),
+            generator=generator,
+        )
+        before, after = push_forward(gebm, start), push_forward(gebm, result.z)
+        energies = gebm.evaluate_energy(before), gebm.evaluate_energy(after[:, -1])
+        spent = result.info.num_steps.double().mean(0).cumsum(0)
+        scores = [judge.scorer.score(x) for x in (before, *after.unbind(1))]
+    curve = Curve([0.0, *spent.tolist()], scores, stationary.mean)
+    return curve, Shift(before, after[:, -1], *energies)
+
+
+def _sample(
+    gebm: GEBM, kernel: str, settings: Settings, thinning: int, progress: bool
+) -> InferenceData:
+    with warnings.catch_warnings():
+        # The table shows what the warnings would say.
+        warnings.simplefilter("ignore", UserWarning)
+        return sample(
+            gebm,
+            kernel=kernel,
+            num_samples=settings.num_samples,
+            warmup_steps=settings.warmup_steps,
+            num_chains=settings.num_chains,
+            thinning=thinning,
+            beta=settings.beta,
+            seed=settings.seed,
+            progress=progress,
+        )
+
+
+def _stat(idata: InferenceData, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return inference_data.values(idata, name, "sample_stats")
+
+
+def _warmup_cost(idata: InferenceData) -> float:
+    return float(idata.attrs["warmup_gradient_evaluations"])
+
+
+def _cost(idata: InferenceData) -> float:
+    return _warmup_cost(idata) + float(_stat(idata, "n_steps").sum(axis=1).mean())

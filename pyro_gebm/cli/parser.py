@@ -1,0 +1,139 @@
+"""The arguments of the commands."""
+
+import argparse
+from collections.abc import Callable
+
+from pyro_gebm import __version__
+from pyro_gebm.cli import commands
+from pyro_gebm.cli.problems import PROBLEMS
+from pyro_gebm.mcmc import KERNELS
+
+COMMON = argparse.ArgumentDefaultsHelpFormatter
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; each command sets ``action``, a function of the parsed arguments."""
+    parser = argparse.ArgumentParser(
+        prog="pyro-gebm",
+        description="Train generalized energy-based models, sample their latent posterior, "
+        "and see whether the energy helped.",
+    )
+    parser.add_argument("--version", action="version", version=f"pyro-gebm {__version__}")
+    parser.add_argument(
+        "--threads",
+        type=_count,
+        default=1,
+        help="CPU threads of torch; small networks are fastest with one",
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    _add_demo(subparsers)
+    _add_train(subparsers)
+    _add_sample(subparsers)
+    _add_evaluate(subparsers)
+    return parser
+
+
+def _add_demo(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    demo = _command(
+        subparsers, "demo", "train on digits, sample, score and draw", commands.run_demo
+    )
+    _add_run_options(demo, out="runs/demo")
+    _add_training_options(demo, base_steps=3000, refit_steps=2500)
+    _add_chain_options(demo, num_samples=250, warmup_steps=100)
+
+
+def _add_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    train = _command(subparsers, "train", "train a model into a run folder", commands.run_train)
+    train.add_argument("--data", choices=PROBLEMS, default="digits", help="what to learn")
+    _add_run_options(train, out="runs/train")
+    train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    _add_training_options(train, base_steps=4000, refit_steps=2500)
+
+
+def _add_sample(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "sample a trained model's latent posterior"
+    sample = _command(subparsers, "sample", text, commands.run_sample)
+    sample.add_argument("run", help="run folder of 'train' or 'demo'")
+    sample.add_argument("--kernel", type=_kernel, default="HMC", help=_kernel_help())
+    sample.add_argument("--beta", type=float, default=1.0, help="inverse temperature of the energy")
+    sample.add_argument("--thinning", type=_count, default=1, help="transitions per draw kept")
+    _add_run_options(sample, out=None)
+    _add_chain_options(sample, num_samples=1000, warmup_steps=None)
+
+
+def _add_evaluate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "compare kernels with the base at equal gradient evaluations"
+    evaluate = _command(subparsers, "evaluate", text, commands.run_evaluate)
+    evaluate.add_argument("run", help="run folder of 'train' or 'demo'")
+    evaluate.add_argument(
+        "--kernels",
+        type=_kernels,
+        default=commands.DEMO_KERNELS,
+        help=f"comma-separated; the first sets the budget of the others; {_kernel_help()}",
+    )
+    evaluate.add_argument("--beta", type=float, default=1.0, help="inverse temperature")
+    _add_run_options(evaluate, out=None)
+    _add_chain_options(evaluate, num_samples=250, warmup_steps=100)
+
+
+def _command(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    text: str,
+    action: Callable[[argparse.Namespace], None],
+) -> argparse.ArgumentParser:
+    command = subparsers.add_parser(name, help=text, description=text, formatter_class=COMMON)
+    command.set_defaults(action=action)
+    return command
+
+
+def _add_run_options(command: argparse.ArgumentParser, *, out: str | None) -> None:
+    text = "folder to write to" + ("" if out else "; the run's own if not given")
+    command.add_argument("--out", default=out, help=text)
+    command.add_argument("--seed", type=int, default=0, help="of everything random")
+
+
+def _add_training_options(
+    command: argparse.ArgumentParser, *, base_steps: int, refit_steps: int
+) -> None:
+    command.add_argument("--base-steps", type=_count, default=base_steps, help="steps of the base")
+    command.add_argument(
+        "--refit-steps", type=_count, default=refit_steps, help="energy steps of the refit"
+    )
+
+
+def _add_chain_options(
+    command: argparse.ArgumentParser, *, num_samples: int, warmup_steps: int | None
+) -> None:
+    command.add_argument("--num-chains", type=_count, default=64, help="chains, in one batch")
+    command.add_argument(
+        "--num-samples", type=_count, default=num_samples, help="draws kept per chain"
+    )
+    command.add_argument(
+        "--warmup-steps",
+        type=_count,
+        default=warmup_steps,
+        help="transitions of warm-up" + ("" if warmup_steps else "; by the number of chains"),
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1; got {text!r}")
+    return int(text)
+
+
+def _kernel(text: str) -> str:
+    by_name = {name.lower(): name for name in KERNELS}
+    if text.lower() not in by_name:
+        known = ", ".join(KERNELS)
+        raise argparse.ArgumentTypeError(f"expected one of {known}; got {text!r}")
+    return by_name[text.lower()]
+
+
+def _kernels(text: str) -> tuple[str, ...]:
+    return tuple(_kernel(name.strip()) for name in text.split(","))
+
+
+def _kernel_help() -> str:
+    return "one of " + ", ".join(KERNELS)

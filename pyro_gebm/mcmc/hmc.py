@@ -1,0 +1,87 @@
+"""Hamiltonian Monte Carlo with a jittered trajectory length."""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from pyro_gebm._checks import check_count, check_in_range
+from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc.integrators import trajectory
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select, uniform
+
+
+@final
+@dataclass(frozen=True)
+class HMC(Kernel):
+    """Hamiltonian Monte Carlo: L leapfrog steps, then accept or reject (Neal 2011).
+
+    The length of each trajectory is jittered, because a fixed one resonates with
+    near-Gaussian potentials: their variances come out wrong at high acceptance. All chains
+    of a batch share the jitter of an iteration, which does not depend on their states, so
+    every transition leaves the target invariant.
+
+    Args:
+        trajectory_length: mean of L·ε in units of the scaled coordinates, where a
+            standard normal takes π/2 to forget its start.
+        jitter: each length is drawn from U(1 - jitter, 1 + jitter) times the mean.
+        max_num_steps: limit on L.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    Example:
+        >>> kernel = HMC(trajectory_length=2.0)
+        >>> state = kernel.init(lambda z: 0.5 * (z**2).sum(-1), torch.zeros(3, 2))
+        >>> tuning = Tuning(step_size=torch.full((3,), 0.5), inverse_mass_matrix=torch.ones(2))
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> state, info = kernel.step(
+        ...     lambda z: 0.5 * (z**2).sum(-1), state, tuning, generator=rng)
+        >>> state.z.shape, info.num_steps.shape
+        (torch.Size([3, 2]), torch.Size([3]))
+    """
+
+    trajectory_length: float = math.pi / 2
+    jitter: float = 0.5
+    max_num_steps: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_in_range("trajectory_length", self.trajectory_length, 0.0, open_low=True)
+        check_in_range("jitter", self.jitter, 0.0, 1.0)
+        check_count("max_num_steps", self.max_num_steps)
+
+    def step(
+        self,
+        potential_fn: PotentialFn,
+        state: KernelState,
+        tuning: Tuning,
+        *,
+        generator: torch.Generator,
+    ) -> tuple[KernelState, Info]:
+        """One trajectory of every chain, all of the same number of steps."""
+        num_steps = self._draw_num_steps(tuning, generator)
+        return metropolis_trajectory(potential_fn, state, tuning, num_steps, generator)
+
+    def _draw_num_steps(self, tuning: Tuning, generator: torch.Generator) -> int:
+        draw = uniform(tuning.step_size[:1], generator).item()
+        length = self.trajectory_length * (1 + self.jitter * (2 * draw - 1))
+        step_size = tuning.step_size.median().item()
+        if length >= self.max_num_steps * step_size:  # also a step that shrank to zero
+            return self.max_num_steps
+        # 1e-4: so that a length of exactly L steps is not rounded up to L + 1.
+        return max(1, math.ceil(length / step_size - 1e-4))
+
+
+def metropolis_trajectory(
+    potential_fn: PotentialFn,
+    state: KernelState,
+    tuning: Tuning,
+    num_steps: int,
+    generator: torch.Generator,
+) -> tuple[KernelState, Info]:
+    """Fresh momentum, ``num_steps`` leapfrog steps, one accept/reject per chain."""
+    proposal, info = trajectory(potential_fn, state, tuning, num_steps, generator)
+    accept = uniform(info.accept_prob, generator) < info.accept_prob
+    return select(accept, proposal, state), info

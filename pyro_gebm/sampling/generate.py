@@ -1,0 +1,81 @@
+"""``generate``: samples of the model in data space."""
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_gebm import inference_data
+from pyro_gebm._checks import check_count
+from pyro_gebm.mcmc import Kernel
+from pyro_gebm.model import GEBM
+from pyro_gebm.sampling.push import push_forward
+from pyro_gebm.sampling.sample import sample
+from pyro_gebm.sampling.target import quiet_model
+
+
+def generate(
+    model: GEBM,
+    num_samples: int,
+    *,
+    kernel: str | Kernel = "auto",
+    num_chains: int = 256,
+    warmup_steps: int | None = None,
+    thinning: int = 5,
+    beta: float = 1.0,
+    seed: int | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """Samples of the model in data space, x = G(z) with z from ``sample``.
+
+    Only latents are kept while the chains run; they pass through the generator in chunks.
+
+    Args:
+        model: a ``GEBM``.
+        num_samples: how many x.
+        kernel: as in ``sample``, but one of ours.
+        num_chains: chains; each gives about num_samples / num_chains of the samples.
+        warmup_steps: as in ``sample``.
+        thinning: transitions between two samples of a chain.
+        beta: inverse temperature of the energy.
+        seed: as in ``sample``.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        (num_samples, *data shape), on the CPU, in random order.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> from torch import nn
+        >>> from pyro_gebm.base import Base, StandardNormal
+        >>> gebm = GEBM(Base(nn.Linear(2, 5), StandardNormal(2)), nn.Linear(5, 1))
+        >>> generate(gebm, 10, num_chains=4, warmup_steps=20, seed=0, progress=False).shape
+        torch.Size([10, 5])
+    """
+    if not isinstance(model, GEBM):
+        raise ValueError(f"model: expected a GEBM; got {type(model).__name__}")
+    check_count("num_samples", num_samples)
+    check_count("num_chains", num_chains)
+    chains = min(num_chains, num_samples)
+    with warnings.catch_warnings():
+        # Diagnosis is what sample() is for; here a short run per chain is the usual case.
+        warnings.simplefilter("ignore", UserWarning)
+        idata = sample(
+            model,
+            kernel=kernel,
+            num_samples=-(-num_samples // chains),
+            warmup_steps=warmup_steps,
+            num_chains=chains,
+            thinning=thinning,
+            beta=beta,
+            seed=seed,
+            progress=progress,
+        )
+    like = model.base.latent_prior.like
+    z = torch.as_tensor(inference_data.values(idata, "z"), device=like.device).flatten(0, 1)
+    order = np.random.default_rng(int(idata.attrs["seed"])).permutation(len(z))[:num_samples]
+    with quiet_model(model):
+        return push_forward(model, z[torch.as_tensor(order, device=like.device)])

@@ -1,0 +1,171 @@
+"""``save`` and ``load``: one file that rebuilds a model, refuses pickles and notices damage."""
+
+import hashlib
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_gebm.base import Base, Prior, StandardNormal, UniformPrior
+from pyro_gebm.model import GEBM
+from pyro_gebm.nets import Network, NetworkSpec, build
+
+MAGIC = b"pyro_gebm checkpoint 1 sha256 "
+"""First bytes of the file; then 64 hexadecimal digits, a line feed, and what torch.save wrote."""
+
+HEADER = len(MAGIC) + 65
+
+
+class CheckpointError(RuntimeError):
+    """The file is not a whole checkpoint of this package; the message says why."""
+
+
+def save(gebm: GEBM, path: str | Path) -> None:
+    """Write a model to ``path``: weights, c, and what rebuilds the networks and the prior.
+
+    The file appears whole or not at all: it is written beside its place and moved there, so
+    an interrupted or failed save leaves an older file as it was.
+
+    Args:
+        gebm: the model; networks of ``pyro_gebm.nets`` and the priors ``StandardNormal`` and
+            ``UniformPrior`` are rebuilt by ``load``, others must be handed to it.
+        path: the file to write.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "generator": _network_spec(gebm.base.generator),
+            "energy": _network_spec(gebm.energy),
+            "latent_prior": _prior_spec(gebm.base.latent_prior),
+            "state": gebm.state_dict(),
+        },
+        buffer,
+    )
+    content = buffer.getvalue()
+    digest = hashlib.sha256(content).hexdigest().encode()
+    _write_whole(Path(path), MAGIC + digest + b"\n" + content)
+
+
+def load(
+    path: str | Path,
+    *,
+    generator: nn.Module | None = None,
+    energy: nn.Module | None = None,
+    latent_prior: Prior | None = None,
+    map_location: torch.device | str = "cpu",
+) -> GEBM:
+    """Read a model that ``save`` wrote.
+
+    Args:
+        path: the file.
+        generator: a network of the saved architecture, where it is not one of
+            ``pyro_gebm.nets``; its weights are replaced.
+        energy: likewise.
+        latent_prior: the prior, where it is neither ``StandardNormal`` nor ``UniformPrior``.
+        map_location: device of the model.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        CheckpointError: the file is damaged, or not a checkpoint of this package.
+        ValueError: a network or prior is needed that the file cannot rebuild.
+        OSError: the file cannot be read.
+
+    Example:
+        >>> from pyro_gebm.nets import MLPEnergy, MLPGenerator
+        >>> base = Base(MLPGenerator(2, (3,), hidden=(4,)), StandardNormal(2))
+        >>> gebm = GEBM(base, MLPEnergy((3,), hidden=(4,)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(gebm, Path(folder) / "gebm.pt")
+        ...     again = load(Path(folder) / "gebm.pt")
+        >>> x = torch.ones(1, 3)
+        >>> bool(again.log_density_ratio(x) == gebm.log_density_ratio(x))
+        True
+    """
+    saved = _read(Path(path))
+    gebm = GEBM(
+        Base(
+            generator or _rebuild_network("generator", saved["generator"]),
+            latent_prior or _rebuild_prior(saved["latent_prior"]),
+        ),
+        energy or _rebuild_network("energy", saved["energy"]),
+    )
+    state = saved["state"]
+    try:
+        gebm.to(dtype=state["log_partition"].dtype).load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: the networks given do not fit the saved weights: {error}"
+        ) from error
+    return gebm.to(map_location).eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    whole = path.read_bytes()
+    header, content = whole[:HEADER], whole[HEADER:]
+    if not header.startswith(MAGIC) or header[-1:] != b"\n":
+        raise CheckpointError(
+            f"{path}: not a checkpoint written by pyro_gebm.save (pickles are never loaded), or "
+            "damaged at its start"
+        )
+    if hashlib.sha256(content).hexdigest().encode() != header[len(MAGIC) : -1]:
+        raise CheckpointError(f"{path}: damaged (its sha256 does not match); take another copy")
+    saved: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return saved
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _network_spec(network: nn.Module) -> tuple[str, dict[str, Any] | None]:
+    if isinstance(network, Network):
+        return network.spec.name, dict(network.spec.options)
+    return type(network).__qualname__, None
+
+
+def _rebuild_network(role: str, spec: tuple[str, dict[str, Any] | None]) -> nn.Module:
+    name, options = spec
+    if options is None:
+        raise ValueError(
+            f"{role}: the saved one is a {name}, which only your code can build; pass "
+            f"load(..., {role}=...) a network of the same architecture"
+        )
+    return build(NetworkSpec(name, options))
+
+
+def _prior_spec(prior: Prior) -> tuple[str, dict[str, float]]:
+    if isinstance(prior, StandardNormal):
+        return "StandardNormal", {"dim": prior.dim}
+    if isinstance(prior, UniformPrior):
+        return "UniformPrior", {"dim": prior.dim, "low": prior.low, "high": prior.high}
+    return type(prior).__qualname__, {}
+
+
+def _rebuild_prior(spec: tuple[str, dict[str, Any]]) -> Prior:
+    name, options = spec
+    if name == "StandardNormal":
+        return StandardNormal(**options)
+    if name == "UniformPrior":
+        return UniformPrior(**options)
+    raise ValueError(
+        "latent_prior: the saved one holds a distribution that only your code can build; pass "
+        "load(..., latent_prior=LatentPrior(distribution))"
+    )

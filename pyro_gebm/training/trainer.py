@@ -1,0 +1,284 @@
+"""The Trainer: energy steps, base steps, and the two phases made of them."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, final
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pyro_gebm.model import GEBM
+from pyro_gebm.objectives import (
+    base_loss_amortized,
+    base_loss_self_normalized,
+    gradient_penalty,
+    importance_ess,
+    kale_bound,
+    log_partition_estimate,
+)
+from pyro_gebm.training.config import TrainConfig
+
+Batch: TypeAlias = Tensor | Sequence[Any]
+"""Data (B, ...), or a sequence whose first item they are, as a torch ``DataLoader`` yields."""
+
+LOG_PARTITION_SAMPLES = 8192
+"""Base samples of a large-sample log Z."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and what was seen."""
+
+
+class EnergyInfo(NamedTuple):
+    """Figures of an energy step, detached scalar tensors."""
+
+    bound: Tensor
+    """F(E, c) of the batch, nats."""
+    penalty: Tensor
+    """E|∇E(x̂)|² of the batch, NaN in steps that leave it out."""
+    importance_ess: Tensor
+    """Effective share of the batch's base samples under the model, in (0, 1]."""
+
+
+class StepInfo(NamedTuple):
+    """Figures of one step of a phase: of its last energy step, and of the base step after it."""
+
+    phase: Literal["alternate", "refit"]
+    step: int
+    """Steps done in this phase, from 1."""
+    total: int
+    """Steps of this phase."""
+    bound: Tensor
+    importance_ess: Tensor
+    log_partition: Tensor
+    """c, nats."""
+    base_loss: Tensor
+    """Loss of the base; NaN in the refit, which has no base steps."""
+
+
+@final
+class Trainer:
+    """Trains a GEBM by KALE (Arbel, Zhou, Gretton 2021, algorithm 1).
+
+    The energy and c maximise F(E, c) = -E_P[E + c] - E_B[exp(-(E + c))] + 1 minus a gradient
+    penalty; the base minimises it. Randomness comes from torch's global generator, and the
+    model is trained on the device and in the dtype it has.
+
+    Args:
+        gebm: the model, changed in place.
+        config: settings.
+
+    Example:
+        >>> from torch import nn
+        >>> from pyro_gebm.base import Base, StandardNormal
+        >>> gebm = GEBM(Base(nn.Linear(1, 2), StandardNormal(1)), nn.Linear(2, 1))
+        >>> trainer = Trainer(gebm, TrainConfig(base_steps=3, refit_steps=2))
+        >>> [info.phase for info in trainer.fit([torch.randn(16, 2)])]
+        ['alternate', 'alternate', 'alternate', 'refit', 'refit']
+    """
+
+    def __init__(self, gebm: GEBM, config: TrainConfig | None = None) -> None:
+        self.gebm = gebm
+        self.config = config = config or TrainConfig()
+        self._energy_optimizer = self._adam_for_energy(config.energy_lr, config.momentum)
+        self._base_optimizer = _adam(
+            [{"params": list(gebm.base.generator.parameters()), "lr": config.base_lr}],
+            config.momentum,
+        )
+        self._energy_steps_done = 0
+
+    def fit(self, loader: Iterable[Batch]) -> Iterator[StepInfo]:
+        """Alternate, take over the averaged generator, refit the energy; yields every step.
+
+        Args:
+            loader: batches (B, ...) or (x, ...) tuples; started again when it ends.
+
+        Yields:
+            One ``StepInfo`` per base step, then one per refit step.
+
+        Raises:
+            ValueError: the loader is empty, or its data do not have the generator's shape.
+            TrainingError: a loss is not finite.
+        """
+        batches = self._batches(loader)
+        yield from self._alternate(batches)
+        if self.config.refit_steps:
+            yield from self._refit(batches)
+
+    def refit_energy(self, loader: Iterable[Batch]) -> Iterator[StepInfo]:
+        """Refit the energy alone on the frozen base, with the refit's rate and penalty.
+
+        Works on any base, trained here or not. Yields, takes and raises as ``fit`` does.
+        """
+        yield from self._refit(self._batches(loader))
+
+    def energy_step(self, x: Tensor, *, penalty_weight: float | None = None) -> EnergyInfo:
+        """One step of the energy and of c on data ``x`` (B, ...), against as many base samples.
+
+        Args:
+            x: data, on the model's device.
+            penalty_weight: weight of the gradient penalty; the configured start if ``None``.
+
+        Raises:
+            TrainingError: the loss is not finite; nothing was changed.
+        """
+        weight = self.config.gradient_penalty if penalty_weight is None else penalty_weight
+        fake = self.gebm.base.sample(len(x))
+        energies = self.gebm.evaluate_energy(torch.cat([x, fake]))
+        energy_real, energy_base = energies[: len(x)], energies[len(x) :]
+        bound = kale_bound(
+            energy_real,
+            energy_base,
+            self.gebm.log_partition,
+            linear_from=self.config.linear_from,
+        )
+        loss, penalty = -bound, torch.full_like(bound, torch.nan)
+        if weight > 0 and self._energy_steps_done % self.config.penalty_every == 0:
+            penalty = gradient_penalty(self.gebm.evaluate_energy, x, fake)
+            loss = loss + weight * self.config.penalty_every * penalty
+        self._descend(self._energy_optimizer, loss, "energy")
+        self._energy_steps_done += 1
+        return EnergyInfo(bound.detach(), penalty.detach(), importance_ess(energy_base.detach()))
+
+    def base_step(self) -> Tensor:
+        """One step of the base against the energy as it stands.
+
+        Returns:
+            The loss, a detached scalar.
+
+        Raises:
+            TrainingError: the loss is not finite; nothing was changed.
+        """
+        z = self.gebm.base.latent_prior.sample(self.config.num_latents)
+        energy = self.gebm.latent_energy(z)
+        if self.config.base_loss == "amortized":
+            loss = base_loss_amortized(
+                energy, self.gebm.log_partition, linear_from=self.config.linear_from
+            )
+        else:
+            loss = base_loss_self_normalized(energy)
+        self._descend(self._base_optimizer, loss, "base")
+        return loss.detach()
+
+    @torch.no_grad()
+    def set_log_partition(self, num_samples: int = LOG_PARTITION_SAMPLES) -> None:
+        """Set c to log Z estimated from ``num_samples`` samples of the base."""
+        z = self.gebm.base.latent_prior.sample(num_samples)
+        with self.gebm.frozen():
+            energy = torch.cat([self.gebm.latent_energy(chunk) for chunk in torch.split(z, 1024)])
+        self.gebm.log_partition.copy_(log_partition_estimate(energy))
+
+    def _alternate(self, batches: Iterator[Tensor]) -> Iterator[StepInfo]:
+        config, total = self.config, self.config.base_steps
+        schedules = [
+            self._schedule(self._energy_optimizer, total),
+            self._schedule(self._base_optimizer, total),
+        ]
+        averaged = AveragedModel(
+            self.gebm.base.generator,
+            multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),  # type: ignore[no-untyped-call]
+            use_buffers=True,
+        )
+        for step in range(total):
+            fall = config.gradient_penalty_end / config.gradient_penalty
+            weight = config.gradient_penalty * fall ** (step / total)
+            for _ in range(config.energy_steps):
+                energy_info = self.energy_step(next(batches), penalty_weight=weight)
+            loss = self.base_step()
+            if config.ema_decay:
+                averaged.update_parameters(self.gebm.base.generator)
+            for schedule in schedules:
+                schedule.step()
+            yield self._info("alternate", step + 1, total, energy_info, loss)
+        if config.ema_decay and total:
+            self.gebm.base.generator.load_state_dict(averaged.module.state_dict())
+
+    def _refit(self, batches: Iterator[Tensor]) -> Iterator[StepInfo]:
+        config, total = self.config, self.config.refit_steps
+        # A fixed target wants the usual momentum, and c starts from a good estimate.
+        self._energy_optimizer = self._adam_for_energy(config.refit_lr, 0.9)
+        schedule = self._schedule(self._energy_optimizer, total)
+        self.set_log_partition()
+        for step in range(total):
+            weight = config.refit_gradient_penalty
+            energy_info = self.energy_step(next(batches), penalty_weight=weight)
+            schedule.step()
+            nothing = torch.full_like(energy_info.bound, torch.nan)
+            yield self._info("refit", step + 1, total, energy_info, nothing)
+
+    def _info(
+        self,
+        phase: Literal["alternate", "refit"],
+        step: int,
+        total: int,
+        energy_info: EnergyInfo,
+        base_loss: Tensor,
+    ) -> StepInfo:
+        c = self.gebm.log_partition.detach().clone()
+        return StepInfo(
+            phase, step, total, energy_info.bound, energy_info.importance_ess, c, base_loss
+        )
+
+    def _adam_for_energy(self, lr: float, momentum: float) -> torch.optim.Optimizer:
+        groups = [
+            {"params": list(self.gebm.energy.parameters()), "lr": lr},
+            {"params": [self.gebm.log_partition], "lr": self.config.log_partition_lr},
+        ]
+        return _adam(groups, momentum)
+
+    def _schedule(self, optimizer: torch.optim.Optimizer, total: int) -> LRScheduler:
+        if self.config.schedule == "cosine":
+            return CosineAnnealingLR(optimizer, max(total, 1))
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> None:
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"{what}: the loss became {loss.item()} at energy step {self._energy_steps_done}; "
+                "lower the learning rates or raise gradient_penalty, and check the data"
+            )
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        # The optimiser owns the gradients; the model leaves each step without any.
+        optimizer.zero_grad(set_to_none=True)
+
+    def _batches(self, loader: Iterable[Batch]) -> Iterator[Tensor]:
+        """Data without end, on the model's device; the first batch's shape is checked."""
+        device = self.gebm.base.latent_prior.like.device
+        data = (_first(batch).to(device) for batch in _endless(loader))
+        first = next(data)
+        made = self.gebm.base.sample(1)
+        if first.shape[1:] != made.shape[1:]:
+            raise ValueError(
+                f"loader: expected data of the generator's shape {tuple(made.shape[1:])}; got "
+                f"{tuple(first.shape[1:])}"
+            )
+        return itertools.chain([first], data)
+
+
+def _adam(groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
+    # Fused: a fifth off the step time of small networks; not every device has it.
+    fused = groups[0]["params"][0].device.type in {"cpu", "cuda"}
+    return torch.optim.Adam(groups, betas=(momentum, 0.99), fused=fused)
+
+
+def _endless(loader: Iterable[Batch]) -> Iterator[Batch]:
+    while True:
+        batch = None
+        for batch in loader:
+            yield batch
+        if batch is None:
+            raise ValueError("loader: expected at least one batch; got none, or a used-up iterator")
+
+
+def _first(batch: Batch) -> Tensor:
+    x = batch if isinstance(batch, Tensor) else batch[0]
+    if not isinstance(x, Tensor):
+        raise ValueError(f"loader: expected tensors; got {type(x).__name__}")
+    return x

@@ -1,0 +1,12 @@
+"""Settings of the whole suite."""
+
+import pytest
+import torch
+
+# Two threads on two busy cores run small batched work many times slower than one.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_global_seed() -> None:
+    torch.manual_seed(0)
