@@ -26,7 +26,7 @@ class Curve(NamedTuple):
     """Gradient evaluations per chain so far, from 0."""
     scores: Sequence[float]
     stationary: float
-    """Score of the kernel's long run, drawn as a level."""
+    """Score of the kernel's long run, in sets as large as the batch, drawn as a level."""
 
 
 class Shift(NamedTuple):
@@ -66,6 +66,7 @@ def plot_image_shift(shift: Shift, path: Path, *, kernel: str, columns: int = 8)
     figure.suptitle(
         f"The same latent starts before and after {kernel}; energies E, low where data is likely",
         fontsize=10,
+        y=0.925,
     )
     _write(figure, path)
 

@@ -8,12 +8,15 @@ import torch
 
 from pyro_gebm.data import load_digits
 from pyro_gebm.metrics import (
+    EnergyDistanceScorer,
     FrechetScorer,
+    energy_distance,
     feature_statistics,
     frechet_distance,
     relative_score,
     train_classifier,
 )
+from pyro_gebm.metrics.protocol import _halves
 
 
 def generator(seed=0):
@@ -183,3 +186,39 @@ REAL = double([[0.0], [1.0], [3.0]])
 def test_refusals_say_what_came(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_stratified_floor_has_no_noise_of_class_proportions() -> None:
+    # Features that are nothing but the class: halves of equal proportions do not differ, random
+    # ones do (40 data of 2 classes: a proportion of 1/2 has standard deviation 0.11).
+    labels = torch.arange(40) % 2
+    features = labels[:, None].double()
+    stratified = FrechetScorer(lambda x: x, features, labels=labels)
+    plain = FrechetScorer(lambda x: x, features)
+    assert stratified.floor(generator=generator()).mean == pytest.approx(0.0, abs=1e-12)
+    assert plain.floor(generator=generator()).mean > 1e-3
+
+
+def test_halves_are_disjoint_when_stratified() -> None:
+    labels = torch.tensor([0] * 5 + [1] * 8)
+    rows = torch.arange(13)
+    for first, second in _halves(rows, 20, generator(), labels):
+        assert len(first) == len(second) == 6
+        assert not set(first.tolist()) & set(second.tolist())
+        for one in (0, 1):
+            assert abs(int((labels[first] == one).sum() - (labels[second] == one).sum())) <= 1
+
+
+def test_labels_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\)"):
+        FrechetScorer(lambda x: x, torch.zeros(4, 1), labels=torch.zeros(3, dtype=torch.int64))
+
+
+def test_energy_distance_scorer_scores_against_its_reference() -> None:
+    reference = torch.randn(400, 2, generator=generator())
+    scorer = EnergyDistanceScorer(reference)
+    shifted = torch.randn(300, 2, generator=generator(1)) + 1
+    assert scorer.score(shifted) == energy_distance(shifted, reference)
+    floor = scorer.floor(generator=generator(2), repeats=50)
+    # Unbiased: the mean of 50 splits is 0 within 4 standard errors.
+    assert abs(floor.mean) < 4 * floor.sd / 50**0.5

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from pyro_gebm import GEBM, TrainConfig, inference_data, load
 from pyro_gebm import sample as sample_latents
@@ -112,19 +111,13 @@ def _evaluate(
     torch.manual_seed(settings.seed)
     base_sets = [gebm.base.sample(size) for _ in range(NUM_SETS)]
     base = judge_base(problem, judge, base_sets, settings.seed)
-    steps = tqdm(runs, desc="score", leave=False)
-    verdicts = [judge_run(gebm, problem, judge, done, base_sets) for done in steps]
+    verdicts = [judge_run(gebm, problem, judge, done, base_sets) for done in runs]
     print(f"\n{comparison_table(judge, base, verdicts)}\n")
     print(notes(judge, base, verdicts, settings, size))
     print(f"\n{verdict_line(verdicts, base)}")
     write_json(folder.metrics, metrics_json(judge, base, verdicts, settings, size))
     inference_data.save(runs[0].idata, folder.idata)
-    shorts = {
-        done.kernel: short_run(gebm, judge, done, verdict.score.refined, settings)
-        for done, verdict in tqdm(
-            list(zip(runs, verdicts, strict=True)), desc="curves", leave=False
-        )
-    }
+    shorts = {done.kernel: short_run(gebm, judge, done, settings) for done in runs}
     names = draw_pictures(gebm, problem, judge, runs, shorts, base, torch.cat(base_sets), folder)
     written = [folder.metrics.name, folder.idata.name, *names]
     print(f"Wrote {', '.join(written)} to {folder.path}.")

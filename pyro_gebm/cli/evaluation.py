@@ -21,8 +21,8 @@ NUM_SETS = 5
 """Sample sets a kernel's draws are dealt into; the spread is over them."""
 
 PILOT_DRAWS = 20
-CURVE_CHAINS = 1000
-CURVE_GRADIENTS = 60
+CURVE_CHAINS = 2000
+CURVE_GRADIENTS = 50
 
 
 class Settings(NamedTuple):
@@ -134,8 +134,9 @@ def set_size(runs: Sequence[KernelRun]) -> int:
 
 def deal(gebm: GEBM, idata: InferenceData, size: int | None = None) -> list[Tensor]:
     """x = G(z) of the draws, dealt like cards into sets, so that each spans the whole run."""
-    z = torch.as_tensor(inference_data.values(idata, "z"))
-    hands = [z[:, start::NUM_SETS].reshape(-1, z.shape[-1]) for start in range(NUM_SETS)]
+    z = torch.as_tensor(inference_data.values(idata, "z")).transpose(0, 1)
+    # Draws first, so that a set cut to ``size`` still has all chains.
+    hands = [z[start::NUM_SETS].reshape(-1, z.shape[-1]) for start in range(NUM_SETS)]
     size = size or min(map(len, hands))
     with gebm.frozen():
         return [push_forward(gebm, hand[:size]) for hand in hands]
@@ -154,16 +155,15 @@ def occupancy_error(problem: Problem, judge: Judge, x: Tensor) -> float | None:
     return occupancy_distance(found, truth)
 
 
-def short_run(
-    gebm: GEBM, judge: Judge, done: KernelRun, stationary: MeanSpread, settings: Settings
-) -> tuple[Curve, Shift]:
+def short_run(gebm: GEBM, judge: Judge, done: KernelRun, settings: Settings) -> tuple[Curve, Shift]:
     """Chains from base samples under a long run's tuning: the score on the way, and the ends."""
     generator = torch.Generator().manual_seed(settings.seed)
-    start = torch.randn(CURVE_CHAINS, gebm.latent_dim, generator=generator)
+    torch.manual_seed(settings.seed)
+    start = gebm.base.latent_prior.sample(CURVE_CHAINS)
     step_size = float(_stat(done.idata, "step_size")[0, 0])
     mass = torch.as_tensor(np.asarray(done.idata.attrs["inverse_mass_matrix"]), dtype=start.dtype)
-    per_draw = float(_stat(done.idata, "n_steps").mean()) / int(done.idata.attrs["thinning"])
-    draws = max(2, min(20, round(CURVE_GRADIENTS / per_draw)))
+    per_step = float(_stat(done.idata, "n_steps").mean()) / int(done.idata.attrs["thinning"])
+    draws = max(2, min(20, round(CURVE_GRADIENTS / per_step)))
     with gebm.frozen():
         result = run(
             KERNELS[done.kernel](),
@@ -171,15 +171,18 @@ def short_run(
             start,
             num_samples=draws,
             warmup_steps=0,
-            thinning=max(1, round(CURVE_GRADIENTS / per_draw / draws)),
+            thinning=max(1, round(CURVE_GRADIENTS / per_step / draws)),
             tuning=Tuning(torch.full((CURVE_CHAINS,), step_size), mass),
             generator=generator,
+            progress=True,
         )
         before, after = push_forward(gebm, start), push_forward(gebm, result.z)
         energies = gebm.evaluate_energy(before), gebm.evaluate_energy(after[:, -1])
-        spent = result.info.num_steps.double().mean(0).cumsum(0)
-        scores = [judge.scorer.score(x) for x in (before, *after.unbind(1))]
-    curve = Curve([0.0, *spent.tolist()], scores, stationary.mean)
+    spent = (result.info.num_steps.double().mean(0)).cumsum(0)
+    scores = [judge.scorer.score(x) for x in (before, *after.unbind(1))]
+    # Sets as large as the batch of chains, so that the level carries the same sampling noise.
+    level = [judge.scorer.score(x) for x in deal(gebm, done.idata, CURVE_CHAINS)]
+    curve = Curve([0.0, *spent.tolist()], scores, statistics.fmean(level))
     return curve, Shift(before, after[:, -1], *energies)
 
 

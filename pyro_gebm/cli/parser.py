@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from typing import NoReturn, TypeAlias, final
 
 from pyro_gebm import __version__
 from pyro_gebm.cli import commands
@@ -11,9 +12,21 @@ from pyro_gebm.mcmc import KERNELS
 COMMON = argparse.ArgumentDefaultsHelpFormatter
 
 
+@final
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and the message."""
+        self.exit(2, f"pyro-gebm: error: {message} (see {self.prog} --help)\n")
+
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[OneLineParser]"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser; each command sets ``action``, a function of the parsed arguments."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="pyro-gebm",
         description="Train generalized energy-based models, sample their latent posterior, "
         "and see whether the energy helped.",
@@ -33,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_demo(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_demo(subparsers: Subparsers) -> None:
     demo = _command(
         subparsers, "demo", "train on digits, sample, score and draw", commands.run_demo
     )
@@ -42,7 +55,7 @@ def _add_demo(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     _add_chain_options(demo, num_samples=250, warmup_steps=100)
 
 
-def _add_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_train(subparsers: Subparsers) -> None:
     train = _command(subparsers, "train", "train a model into a run folder", commands.run_train)
     train.add_argument("--data", choices=PROBLEMS, default="digits", help="what to learn")
     _add_run_options(train, out="runs/train")
@@ -50,7 +63,7 @@ def _add_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_training_options(train, base_steps=4000, refit_steps=2500)
 
 
-def _add_sample(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_sample(subparsers: Subparsers) -> None:
     text = "sample a trained model's latent posterior"
     sample = _command(subparsers, "sample", text, commands.run_sample)
     sample.add_argument("run", help="run folder of 'train' or 'demo'")
@@ -61,7 +74,7 @@ def _add_sample(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     _add_chain_options(sample, num_samples=1000, warmup_steps=None)
 
 
-def _add_evaluate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_evaluate(subparsers: Subparsers) -> None:
     text = "compare kernels with the base at equal gradient evaluations"
     evaluate = _command(subparsers, "evaluate", text, commands.run_evaluate)
     evaluate.add_argument("run", help="run folder of 'train' or 'demo'")
@@ -77,7 +90,7 @@ def _add_evaluate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _command(
-    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    subparsers: Subparsers,
     name: str,
     text: str,
     action: Callable[[argparse.Namespace], None],

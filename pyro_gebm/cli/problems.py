@@ -79,10 +79,10 @@ def build_judge(problem: Problem, *, progress: bool) -> Judge:
             "Fréchet distance to the test images in the 32 features of a classifier trained on "
             f"the training images (test accuracy {hits:.3f}); this is not FID"
         )
-        scorer = FrechetScorer(classifier.features, problem.test)
+        scorer = FrechetScorer(classifier.features, problem.test, labels=problem.test_labels)
         note = (
-            "Small random halves differ in their class proportions, which larger sets do not: "
-            f"scores can lie below it. The training images score {scorer.score(problem.train):.3g}."
+            "They have the classes in equal shares; being small, they carry more sampling noise "
+            f"than the sets above. The training images score {scorer.score(problem.train):.2f}."
         )
         return Judge(scorer, "Fréchet distance", protocol, note, classifier, None, 0.0)
     mixture = problem.name.startswith("gaussians")

@@ -56,6 +56,8 @@ class FrechetScorer:
         feature_fn: data (N, ...) -> features (N, K), such as ``Classifier.features``; it is called
             without gradient on all N at once.
         reference: real data (N, ...).
+        labels: classes (N,) of the reference; the halves of the floor then have equal class
+            proportions, whose chance differences would otherwise be most of it.
 
     Attributes:
         statistics: ``FeatureStatistics`` of the reference.
@@ -70,7 +72,19 @@ class FrechetScorer:
         9.0
     """
 
-    def __init__(self, feature_fn: Callable[[Tensor], Tensor], reference: Tensor) -> None:
+    def __init__(
+        self,
+        feature_fn: Callable[[Tensor], Tensor],
+        reference: Tensor,
+        *,
+        labels: Tensor | None = None,
+    ) -> None:
+        if labels is not None and labels.shape != (len(reference),):
+            raise ValueError(
+                f"labels: expected shape ({len(reference)},), one for each datum; got "
+                f"{tuple(labels.shape)}"
+            )
+        self._labels = labels
         self._feature_fn = feature_fn
         self._features = self._embed(reference)
         self.statistics = feature_statistics(self._features)
@@ -102,7 +116,7 @@ class FrechetScorer:
         return _mean_spread(
             [
                 frechet_distance(feature_statistics(first), feature_statistics(second))
-                for first, second in _halves(self._features, repeats, generator)
+                for first, second in _halves(self._features, repeats, generator, self._labels)
             ]
         )
 
@@ -194,9 +208,9 @@ def relative_score(
 
 
 def _halves(
-    rows: Tensor, repeats: int, generator: torch.Generator
+    rows: Tensor, repeats: int, generator: torch.Generator, labels: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random disjoint halves of ``rows``, ``repeats`` times."""
+    """Random disjoint halves of ``rows``, ``repeats`` times, stratified by ``labels`` if given."""
     check_count("repeats", repeats)
     half = len(rows) // 2
     if half < 2:
@@ -206,7 +220,11 @@ def _halves(
     for _ in range(repeats):
         order = torch.randperm(len(rows), generator=generator, device=generator.device)
         order = order.to(rows.device)
-        yield rows[order[:half]], rows[order[half : 2 * half]]
+        if labels is not None:
+            # Shuffled within each class, then every other one: both halves get as many of each.
+            by_class = order[labels[order].argsort(stable=True)]
+            order = torch.cat([by_class[::2], by_class[1::2]])
+        yield rows[order[:half]], rows[order[len(rows) - half :]]
 
 
 def _mean_spread(values: list[float]) -> MeanSpread:

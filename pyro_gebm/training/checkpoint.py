@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +79,7 @@ def load(
         OSError: the file cannot be read.
 
     Example:
+        >>> import tempfile
         >>> from pyro_gebm.nets import MLPEnergy, MLPGenerator
         >>> base = Base(MLPGenerator(2, (3,), hidden=(4,)), StandardNormal(2))
         >>> gebm = GEBM(base, MLPEnergy((3,), hidden=(4,)))
@@ -123,15 +123,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not tempfile: its files can be read by their owner only, and a checkpoint is to be shared.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
