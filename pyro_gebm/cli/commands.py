@@ -36,7 +36,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     print(f"Digits: {len(problem.train):,} images to learn from, {len(problem.test):,} to test on.")
     gebm = train(
         problem,
-        _train_config(arguments),
+        _train_config(problem, arguments),
         seed=arguments.seed,
         device=torch.device("cpu"),
         folder=folder,
@@ -54,7 +54,13 @@ def run_train(arguments: argparse.Namespace) -> None:
     folder = _open(arguments)
     problem = load_problem(arguments.data, arguments.seed)
     device = _device(arguments.device)
-    train(problem, _train_config(arguments), seed=arguments.seed, device=device, folder=folder)
+    train(
+        problem,
+        _train_config(problem, arguments),
+        seed=arguments.seed,
+        device=device,
+        folder=folder,
+    )
     print(f"Wrote {folder.checkpoint}. Next: pyro-gebm evaluate {folder.path}")
 
 
@@ -144,9 +150,9 @@ def _load_run(arguments: argparse.Namespace) -> tuple[RunFolder, GEBM, Problem]:
     return folder, gebm, problem
 
 
-def _train_config(arguments: argparse.Namespace) -> TrainConfig:
+def _train_config(problem: Problem, arguments: argparse.Namespace) -> TrainConfig:
     return replace(
-        TrainConfig(), base_steps=arguments.base_steps, refit_steps=arguments.refit_steps
+        problem.training, base_steps=arguments.base_steps, refit_steps=arguments.refit_steps
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn, TypeAlias, final
 
-from pyro_gebm import __version__
+from pyro_gebm import TrainConfig, __version__
 from pyro_gebm.cli import commands
 from pyro_gebm.cli.problems import PROBLEMS
 from pyro_gebm.mcmc import KERNELS
@@ -51,7 +51,7 @@ def _add_demo(subparsers: Subparsers) -> None:
         subparsers, "demo", "train on digits, sample, score and draw", commands.run_demo
     )
     _add_run_options(demo, out="runs/demo")
-    _add_training_options(demo, base_steps=3000, refit_steps=2500)
+    _add_training_options(demo)
     _add_chain_options(demo, num_samples=250, warmup_steps=100)
 
 
@@ -60,7 +60,7 @@ def _add_train(subparsers: Subparsers) -> None:
     train.add_argument("--data", choices=PROBLEMS, default="digits", help="what to learn")
     _add_run_options(train, out="runs/train")
     train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
-    _add_training_options(train, base_steps=4000, refit_steps=2500)
+    _add_training_options(train)
 
 
 def _add_sample(subparsers: Subparsers) -> None:
@@ -106,12 +106,13 @@ def _add_run_options(command: argparse.ArgumentParser, *, out: str | None) -> No
     command.add_argument("--seed", type=int, default=0, help="of everything random")
 
 
-def _add_training_options(
-    command: argparse.ArgumentParser, *, base_steps: int, refit_steps: int
-) -> None:
-    command.add_argument("--base-steps", type=_count, default=base_steps, help="steps of the base")
+def _add_training_options(command: argparse.ArgumentParser) -> None:
+    usual = TrainConfig()
     command.add_argument(
-        "--refit-steps", type=_count, default=refit_steps, help="energy steps of the refit"
+        "--base-steps", type=_count, default=usual.base_steps, help="steps of the base"
+    )
+    command.add_argument(
+        "--refit-steps", type=_count, default=usual.refit_steps, help="energy steps of the refit"
     )
 
 

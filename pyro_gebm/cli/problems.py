@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_gebm import GEBM, Base, StandardNormal
+from pyro_gebm import GEBM, Base, StandardNormal, TrainConfig
 from pyro_gebm.data import load_digits, sample_toy, toy_mode_std, toy_modes
 from pyro_gebm.metrics import (
     Classifier,
@@ -24,6 +24,16 @@ PROBLEMS = ("digits", *TOYS)
 
 TOY_TRAIN, TOY_TEST = 10_000, 4_000
 
+TOY_TRAINING = TrainConfig(
+    energy_lr=1e-3,
+    base_lr=1e-3,
+    refit_lr=1e-3,
+    # Sharp modes need steep energies.
+    gradient_penalty=0.1,
+    gradient_penalty_end=0.01,
+    refit_gradient_penalty=0.01,
+)
+
 
 class Problem(NamedTuple):
     """Data to learn, (N, ...) each."""
@@ -35,6 +45,9 @@ class Problem(NamedTuple):
     """Classes, where the data have some."""
     test_labels: Tensor | None
     latent_dim: int
+    hidden: tuple[int, ...]
+    """Widths of the hidden layers of both networks."""
+    training: TrainConfig
 
 
 class Judge(NamedTuple):
@@ -55,19 +68,22 @@ def load_problem(name: str, seed: int) -> Problem:
     """The data of a problem; those of the digits do not depend on the seed."""
     if name == "digits":
         images, labels, test_images, test_labels = load_digits()
-        return Problem(name, images, test_images, labels, test_labels, latent_dim=16)
+        return Problem(
+            name, images, test_images, labels, test_labels, 16, (256, 256), TrainConfig()
+        )
     generator = torch.Generator().manual_seed(seed)
     train = sample_toy(name, TOY_TRAIN, generator=generator)
     test = sample_toy(name, TOY_TEST, generator=generator)
-    return Problem(name, train, test, None, None, latent_dim=2)
+    return Problem(name, train, test, None, None, 2, (256, 256, 256), TOY_TRAINING)
 
 
 def build_model(problem: Problem) -> GEBM:
-    """Fresh networks for a problem: multilayer perceptrons with two hidden layers of 256."""
+    """Fresh networks for a problem: multilayer perceptrons."""
     shape = tuple(problem.train.shape[1:])
     output = "tanh" if problem.name == "digits" else "identity"
-    generator = MLPGenerator(problem.latent_dim, shape, output=output)
-    return GEBM(Base(generator, StandardNormal(problem.latent_dim)), MLPEnergy(shape))
+    generator = MLPGenerator(problem.latent_dim, shape, problem.hidden, output=output)
+    energy = MLPEnergy(shape, problem.hidden)
+    return GEBM(Base(generator, StandardNormal(problem.latent_dim)), energy)
 
 
 def build_judge(problem: Problem, *, progress: bool) -> Judge:

@@ -1,4 +1,7 @@
-"""Two-dimensional toy distributions of about unit scale, with what is known about them."""
+"""Two-dimensional toy distributions, a few units wide, with what is known about them.
+
+Small networks learn coarse shapes first: at unit scale the finest of these would escape them.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,20 +11,21 @@ from torch import Tensor
 
 from pyro_gebm._checks import check_choice, check_count
 
-_MODE_STD = {"gaussians8": 0.1, "gaussians25": 0.05}
-_MOONS_STD = 0.1
-_ROLL_STD = 0.05
-_ROLL_SCALE = 7.0  # brings the standard deviation of both coordinates near 1
+_MODE_STD = {"gaussians8": 0.3, "gaussians25": 0.15}
+_MOONS_SCALE = 3.0
+_MOONS_STD = 0.3
+_ROLL_STD = 0.15
+_ROLL_SCALE = 2.5  # brings the outer turn to a radius of 5.7
 
 
 def sample_toy(name: str, num_samples: int, *, generator: torch.Generator) -> Tensor:
     """Draw independent samples of a toy distribution, in the default dtype.
 
-    * ``gaussians8``: equal mixture of N(m_k, 0.1² I), m_k = √2 (cos kπ/4, sin kπ/4), k = 0..7.
-    * ``gaussians25``: equal mixture of N(m_k, 0.05² I), m_k = (i, j)/√2 with i, j = -2..2.
-    * ``moons``: t ~ U(0, π); with probability 1/2 each (cos t, sin t) - (1/2, 1/4) or
-      (1 - cos t, 1/2 - sin t) - (1/2, 1/4); plus N(0, 0.1² I). Mean zero.
-    * ``swissroll``: t ~ U(3π/2, 9π/2); t (cos t, sin t)/7 plus N(0, 0.05² I).
+    * ``gaussians8``: equal mixture of N(m_k, 0.3² I), m_k = 4 (cos kπ/4, sin kπ/4), k = 0..7.
+    * ``gaussians25``: equal mixture of N(m_k, 0.15² I), m_k = 2 (i, j) with i, j = -2..2.
+    * ``moons``: t ~ U(0, π); with probability 1/2 each 3 (cos t - 1/2, sin t - 1/4) or
+      its negative; plus N(0, 0.3² I). Mean zero.
+    * ``swissroll``: t ~ U(3π/2, 9π/2); t (cos t, sin t)/2.5 plus N(0, 0.15² I).
 
     Args:
         name: one of the four names.
@@ -63,8 +67,8 @@ def toy_modes(name: str) -> Tensor:
     check_choice("name", name, _MODE_STD)
     if name == "gaussians8":
         angle = torch.arange(8) * (math.pi / 4)
-        return math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], dim=1)
-    line = torch.arange(-2, 3) / math.sqrt(2)
+        return 4 * torch.stack([angle.cos(), angle.sin()], dim=1)
+    line = 2.0 * torch.arange(-2, 3)
     return torch.cartesian_prod(line, line)
 
 
@@ -82,7 +86,7 @@ def toy_mode_std(name: str) -> float:
 
     Example:
         >>> toy_mode_std("gaussians8")
-        0.1
+        0.3
     """
     check_choice("name", name, _MODE_STD)
     return _MODE_STD[name]
@@ -112,7 +116,7 @@ def _moons(num_samples: int, generator: torch.Generator) -> Tensor:
     t = _uniform(num_samples, 0.0, math.pi, generator)
     lower = _uniform(num_samples, 0.0, 1.0, generator) < 0.5
     # The lower moon is the upper one turned by π about (1/2, 1/4): centred, a change of sign.
-    upper = torch.stack([t.cos() - 0.5, t.sin() - 0.25], dim=1)
+    upper = _MOONS_SCALE * torch.stack([t.cos() - 0.5, t.sin() - 0.25], dim=1)
     return torch.where(lower[:, None], -upper, upper) + _MOONS_STD * _normal(num_samples, generator)
 
 

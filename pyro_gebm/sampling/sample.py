@@ -117,7 +117,10 @@ def sample(
         {
             "sampling_time": time.perf_counter() - started,
             "tuning_steps": steps,
-            "inverse_mass_matrix": _numpy(draws.tuning.inverse_mass_matrix),
+            # Pyro's kernels have one per chain; netCDF attributes have one dimension.
+            "inverse_mass_matrix": _numpy(
+                draws.tuning.inverse_mass_matrix.reshape(-1, draws.last.z.shape[-1]).mean(0)
+            ),
             "warmup_gradient_evaluations": float(draws.num_warmup_steps.double().mean()),
             "kernel": kernel_name(chosen),
             "beta": float(beta),

@@ -18,6 +18,8 @@ MAGIC = b"pyro_gebm checkpoint 1 sha256 "
 
 HEADER = len(MAGIC) + 65
 
+PARTS = {"generator", "energy", "latent_prior", "state"}
+
 
 class CheckpointError(RuntimeError):
     """The file is not a whole checkpoint of this package; the message says why."""
@@ -93,10 +95,10 @@ def load(
     saved = _read(Path(path))
     gebm = GEBM(
         Base(
-            generator or _rebuild_network("generator", saved["generator"]),
-            latent_prior or _rebuild_prior(saved["latent_prior"]),
+            _rebuild_network("generator", saved["generator"]) if generator is None else generator,
+            _rebuild_prior(saved["latent_prior"]) if latent_prior is None else latent_prior,
         ),
-        energy or _rebuild_network("energy", saved["energy"]),
+        _rebuild_network("energy", saved["energy"]) if energy is None else energy,
     )
     state = saved["state"]
     try:
@@ -118,7 +120,12 @@ def _read(path: Path) -> dict[str, Any]:
         )
     if hashlib.sha256(content).hexdigest().encode() != header[len(MAGIC) : -1]:
         raise CheckpointError(f"{path}: damaged (its sha256 does not match); take another copy")
-    saved: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # the sum is right, so someone made this on purpose
+        raise CheckpointError(f"{path}: holds more than plain data; none of it was run") from error
+    if not isinstance(saved, dict) or not PARTS.issubset(saved):
+        raise CheckpointError(f"{path}: expected the parts {sorted(PARTS)}; got something else")
     return saved
 
 

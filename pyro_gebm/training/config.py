@@ -45,13 +45,13 @@ class TrainConfig:
 
     Example:
         >>> TrainConfig(base_steps=100).refit_steps
-        2500
+        2000
         >>> TrainConfig(base_lr=-1.0)
         Traceback (most recent call last):
         ValueError: base_lr: expected a number in (0.0, inf]; got -1.0
     """
 
-    base_steps: int = 4000
+    base_steps: int = 3000
     energy_steps: int = 2
     num_latents: int = 128
     energy_lr: float = 5e-4
@@ -60,12 +60,12 @@ class TrainConfig:
     momentum: float = 0.5
     schedule: str = "cosine"
     gradient_penalty: float = 1.0
-    gradient_penalty_end: float = 0.3
+    gradient_penalty_end: float = 0.1
     penalty_every: int = 2
     base_loss: str = "self_normalized"
     linear_from: float = 6.0
     ema_decay: float = 0.998
-    refit_steps: int = 2500
+    refit_steps: int = 2000
     refit_lr: float = 5e-4
     refit_gradient_penalty: float = 0.2
 

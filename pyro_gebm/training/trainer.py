@@ -1,12 +1,11 @@
 """The Trainer: energy steps, base steps, and the two phases made of them."""
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -82,12 +81,8 @@ class Trainer:
 
     def __init__(self, gebm: GEBM, config: TrainConfig | None = None) -> None:
         self.gebm = gebm
-        self.config = config = config or TrainConfig()
-        self._energy_optimizer = self._adam_for_energy(config.energy_lr, config.momentum)
-        self._base_optimizer = _adam(
-            [{"params": list(gebm.base.generator.parameters()), "lr": config.base_lr}],
-            config.momentum,
-        )
+        self.config = config or TrainConfig()
+        self._start_optimizers()
         self._energy_steps_done = 0
 
     def fit(self, loader: Iterable[Batch]) -> Iterator[StepInfo]:
@@ -100,9 +95,15 @@ class Trainer:
             One ``StepInfo`` per base step, then one per refit step.
 
         Raises:
-            ValueError: the loader is empty, or its data do not have the generator's shape.
-            TrainingError: a loss is not finite.
+            ValueError: the loader is empty, its data do not have the generator's shape, or
+                there are base steps to do and nothing of the generator can be trained.
+            TrainingError: a loss or its gradient is not finite.
         """
+        if self.config.base_steps and not _trainable(self.gebm.base.generator):
+            raise ValueError(
+                "generator: expected parameters to train; got none that require a gradient; "
+                "use refit_energy(loader), or base_steps=0, to train on a fixed base"
+            )
         batches = self._batches(loader)
         yield from self._alternate(batches)
         if self.config.refit_steps:
@@ -119,11 +120,11 @@ class Trainer:
         """One step of the energy and of c on data ``x`` (B, ...), against as many base samples.
 
         Args:
-            x: data, on the model's device.
+            x: data, on the model's device and in its dtype.
             penalty_weight: weight of the gradient penalty; the configured start if ``None``.
 
         Raises:
-            TrainingError: the loss is not finite; nothing was changed.
+            TrainingError: the loss or its gradient is not finite; no parameter was changed.
         """
         weight = self.config.gradient_penalty if penalty_weight is None else penalty_weight
         fake = self.gebm.base.sample(len(x))
@@ -150,7 +151,7 @@ class Trainer:
             The loss, a detached scalar.
 
         Raises:
-            TrainingError: the loss is not finite; nothing was changed.
+            TrainingError: the loss or its gradient is not finite; no parameter was changed.
         """
         z = self.gebm.base.latent_prior.sample(self.config.num_latents)
         energy = self.gebm.latent_energy(z)
@@ -173,6 +174,8 @@ class Trainer:
 
     def _alternate(self, batches: Iterator[Tensor]) -> Iterator[StepInfo]:
         config, total = self.config, self.config.base_steps
+        # Those of an earlier phase may have ended at rate zero.
+        self._start_optimizers()
         schedules = [
             self._schedule(self._energy_optimizer, total),
             self._schedule(self._base_optimizer, total),
@@ -222,12 +225,26 @@ class Trainer:
             phase, step, total, energy_info.bound, energy_info.importance_ess, c, base_loss
         )
 
+    def _start_optimizers(self) -> None:
+        config = self.config
+        self._energy_optimizer = self._adam_for_energy(config.energy_lr, config.momentum)
+        base: dict[str, Any] = {
+            "params": _trainable(self.gebm.base.generator),
+            "lr": config.base_lr,
+        }
+        self._base_optimizer = self._adam([base], config.momentum)
+
     def _adam_for_energy(self, lr: float, momentum: float) -> torch.optim.Optimizer:
         groups = [
-            {"params": list(self.gebm.energy.parameters()), "lr": lr},
+            {"params": _trainable(self.gebm.energy), "lr": lr},
             {"params": [self.gebm.log_partition], "lr": self.config.log_partition_lr},
         ]
-        return _adam(groups, momentum)
+        return self._adam(groups, momentum)
+
+    def _adam(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
+        # Fused: a fifth off the step time of small networks; not every device has it.
+        fused = self.gebm.log_partition.device.type in {"cpu", "cuda"}
+        return torch.optim.Adam(groups, betas=(momentum, 0.99), fused=fused)
 
     def _schedule(self, optimizer: torch.optim.Optimizer, total: int) -> LRScheduler:
         if self.config.schedule == "cosine":
@@ -235,13 +252,16 @@ class Trainer:
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
     def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> None:
-        if not math.isfinite(loss.item()):
-            raise TrainingError(
-                f"{what}: the loss became {loss.item()} at energy step {self._energy_steps_done}; "
-                "lower the learning rates or raise gradient_penalty, and check the data"
-            )
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        # A finite loss can have a gradient that is not; both are looked at in one transfer.
+        sizes = [loss.detach(), *(g.norm() for g in gradients if g is not None)]
+        if not torch.stack(sizes).isfinite().all():
+            raise TrainingError(
+                f"{what}: the loss, {loss.item()}, or its gradient is not finite at energy step "
+                f"{self._energy_steps_done}; lower the learning rates or raise gradient_penalty, "
+                "and check the data"
+            )
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
@@ -249,11 +269,12 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
 
     def _batches(self, loader: Iterable[Batch]) -> Iterator[Tensor]:
-        """Data without end, on the model's device; the first batch's shape is checked."""
-        device = self.gebm.base.latent_prior.like.device
-        data = (_first(batch).to(device) for batch in _endless(loader))
+        """Data without end, as the model's tensors are; the first batch's shape is checked."""
+        like = self.gebm.log_partition
+        data = (_first(batch).to(like) for batch in _endless(loader))
         first = next(data)
-        made = self.gebm.base.sample(1)
+        with self.gebm.frozen():  # a BatchNorm in train mode refuses a single datum
+            made = self.gebm.base.sample(1)
         if first.shape[1:] != made.shape[1:]:
             raise ValueError(
                 f"loader: expected data of the generator's shape {tuple(made.shape[1:])}; got "
@@ -262,10 +283,8 @@ class Trainer:
         return itertools.chain([first], data)
 
 
-def _adam(groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
-    # Fused: a fifth off the step time of small networks; not every device has it.
-    fused = groups[0]["params"][0].device.type in {"cpu", "cuda"}
-    return torch.optim.Adam(groups, betas=(momentum, 0.99), fused=fused)
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def _endless(loader: Iterable[Batch]) -> Iterator[Batch]:
