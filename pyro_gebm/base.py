@@ -53,7 +53,13 @@ class Prior(nn.Module, ABC):
     def log_prob(self, z: Tensor) -> Tensor:
         """log η(z), (..., D) -> (...); -inf outside the support."""
         value: Tensor = self.distribution.log_prob(z)
-        return value
+        if self.is_unconstrained:
+            return value
+        inside: Tensor = self.support.check(z)
+        # Element-wise constraints answer for each dimension.
+        inside = inside.all(-1) if inside.ndim == z.ndim else inside
+        # Without validation the formulas of some distributions go on outside.
+        return torch.where(inside, value, -torch.inf)
 
 
 @final

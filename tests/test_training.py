@@ -231,9 +231,14 @@ def test_alternation_moves_the_base_onto_the_data(base_loss):
     x = torch.cat([on_the_line(1.5, 1.0, 1024), on_the_line(-0.5, 1.0, 1024)], 1)
     gebm = pg.GEBM(pg.Base(Shift(), pg.StandardNormal(2)), nn.Linear(2, 1))
     config = pg.TrainConfig(
-        base_steps=300, num_latents=1024, base_lr=0.02, energy_lr=0.02, base_loss=base_loss,
-        ema_decay=0.0, refit_steps=0,
-    )  # fmt: skip
+        base_steps=300,
+        num_latents=1024,
+        base_lr=0.02,
+        energy_lr=0.02,
+        base_loss=base_loss,
+        ema_decay=0.0,
+        refit_steps=0,
+    )
     info = last(pg.Trainer(gebm, config).fit([x]))
     # One batch knows a mean to 1/√1024, those that are averaged to a quarter of it.
     target = torch.tensor([1.5, -0.5])

@@ -53,7 +53,8 @@ class _Recorder:
         total = count * float(kernel._mean_accept_prob)
         self.accept_prob.append(total - sum(self.accept_prob))
         self.step_size = float(kernel.step_size)
-        self.variance = kernel.inverse_mass_matrix[(SITE,)].detach()
+        matrix = kernel.inverse_mass_matrix[(SITE,)].detach()
+        self.variance = matrix.diagonal() if matrix.ndim == 2 else matrix  # full_mass=True
         self.divergences = list(kernel.diagnostics()["divergences"])
 
     def num_steps(self) -> list[int]:
@@ -129,8 +130,9 @@ def _bind(kernel: PyroKernel, target_accept_prob: float) -> Any:
         if isinstance(kernel, type):
             return kernel(potential_fn=potential, target_accept_prob=target_accept_prob)
         clone = copy.copy(kernel)
-        # Pyro's adapter object holds state: each chain needs its own.
+        # Pyro's adapter and list of divergences hold state: each chain needs its own.
         clone._adapter = copy.deepcopy(kernel._adapter)
+        clone._reset()
         clone.model, clone.transforms, clone.potential_fn = None, {}, potential
         return clone
 

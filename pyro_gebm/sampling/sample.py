@@ -111,24 +111,17 @@ def sample(
         posterior = {"z": z}
         if include_x and isinstance(model, GEBM):
             posterior["x"] = push_forward(model, z)
-    idata = inference_data.build(
-        {name: _numpy(value) for name, value in posterior.items()},
-        _statistics(draws),
-        {
-            "sampling_time": time.perf_counter() - started,
-            "tuning_steps": steps,
-            # Pyro's kernels have one per chain; netCDF attributes have one dimension.
-            "inverse_mass_matrix": _numpy(
-                draws.tuning.inverse_mass_matrix.reshape(-1, draws.last.z.shape[-1]).mean(0)
-            ),
-            "warmup_gradient_evaluations": float(draws.num_warmup_steps.double().mean()),
-            "kernel": kernel_name(chosen),
-            "beta": float(beta),
-            "seed": used,
-            "thinning": thinning,
-            "interrupted": int(draws.interrupted),
-        },
-    )
+    attributes = {
+        "sampling_time": time.perf_counter() - started,
+        "tuning_steps": steps,
+        "kernel": kernel_name(chosen),
+        "beta": float(beta),
+        "seed": used,
+        "thinning": thinning,
+        **_run_attributes(draws),
+    }
+    arrays = {name: _numpy(value) for name, value in posterior.items()}
+    idata = inference_data.build(arrays, _statistics(draws), attributes)
     for problem in inference_data.problems(idata):
         warnings.warn(problem, UserWarning, stacklevel=2)
     return idata
@@ -216,6 +209,16 @@ def _statistics(draws: Draws) -> dict[str, NDArray[np.generic]]:
     found["lp"] = -draws.potential_energy
     found["step_size"] = draws.tuning.step_size[:, None].expand_as(draws.potential_energy)
     return {name: _numpy(field) for name, field in found.items()}
+
+
+def _run_attributes(draws: Draws) -> dict[str, int | float | NDArray[np.generic]]:
+    # Pyro's kernels have a mass matrix per chain; netCDF attributes have one dimension.
+    masses = draws.tuning.inverse_mass_matrix.reshape(-1, draws.last.z.shape[-1])
+    return {
+        "inverse_mass_matrix": _numpy(masses.mean(0)),
+        "warmup_gradient_evaluations": float(draws.num_warmup_steps.double().mean()),
+        "interrupted": int(draws.interrupted),
+    }
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.generic]:

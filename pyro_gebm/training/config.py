@@ -45,13 +45,13 @@ class TrainConfig:
 
     Example:
         >>> TrainConfig(base_steps=100).refit_steps
-        2000
+        1500
         >>> TrainConfig(base_lr=-1.0)
         Traceback (most recent call last):
         ValueError: base_lr: expected a number in (0.0, inf]; got -1.0
     """
 
-    base_steps: int = 3000
+    base_steps: int = 3500
     energy_steps: int = 2
     num_latents: int = 128
     energy_lr: float = 5e-4
@@ -65,9 +65,9 @@ class TrainConfig:
     base_loss: str = "self_normalized"
     linear_from: float = 6.0
     ema_decay: float = 0.998
-    refit_steps: int = 2000
-    refit_lr: float = 5e-4
-    refit_gradient_penalty: float = 0.2
+    refit_steps: int = 1500
+    refit_lr: float = 1e-4
+    refit_gradient_penalty: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("base_steps", "refit_steps"):

@@ -1,8 +1,8 @@
 """The Trainer: energy steps, base steps, and the two phases made of them."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, final
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,8 @@ from pyro_gebm.objectives import (
     kale_bound,
     log_partition_estimate,
 )
+from pyro_gebm.training.batches import Batch, data_of, endless
 from pyro_gebm.training.config import TrainConfig
-
-Batch: TypeAlias = Tensor | Sequence[Any]
-"""Data (B, ...), or a sequence whose first item they are, as a torch ``DataLoader`` yields."""
 
 LOG_PARTITION_SAMPLES = 8192
 """Base samples of a large-sample log Z."""
@@ -271,7 +269,7 @@ class Trainer:
     def _batches(self, loader: Iterable[Batch]) -> Iterator[Tensor]:
         """Data without end, as the model's tensors are; the first batch's shape is checked."""
         like = self.gebm.log_partition
-        data = (_first(batch).to(like) for batch in _endless(loader))
+        data = (data_of(batch).to(like) for batch in endless(loader))
         first = next(data)
         with self.gebm.frozen():  # a BatchNorm in train mode refuses a single datum
             made = self.gebm.base.sample(1)
@@ -285,19 +283,3 @@ class Trainer:
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-def _endless(loader: Iterable[Batch]) -> Iterator[Batch]:
-    while True:
-        batch = None
-        for batch in loader:
-            yield batch
-        if batch is None:
-            raise ValueError("loader: expected at least one batch; got none, or a used-up iterator")
-
-
-def _first(batch: Batch) -> Tensor:
-    x = batch if isinstance(batch, Tensor) else batch[0]
-    if not isinstance(x, Tensor):
-        raise ValueError(f"loader: expected tensors; got {type(x).__name__}")
-    return x
