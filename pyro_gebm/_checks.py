@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import TypeVar
 
 import torch
@@ -21,7 +22,8 @@ def check_choice(name: str, value: T, choices: Iterable[T]) -> T:
 
 def check_count(name: str, value: int, minimum: int = 1) -> int:
     """Return ``value`` if it is a whole number >= ``minimum``, else raise ``ValueError``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    given: object = value  # may be anything; NumPy's integers are welcome
+    if isinstance(given, bool) or not isinstance(given, Integral) or value < minimum:
         raise ValueError(f"{name}: expected a whole number >= {minimum}; got {value!r}")
     return value
 
@@ -30,7 +32,8 @@ def check_in_range(
     name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False
 ) -> float:
     """Return ``value`` if it is finite and in [low, high] ((low, high] if ``open_low``)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    given: object = value
+    number = isinstance(given, Real) and not isinstance(given, bool)
     inside = number and math.isfinite(value) and low <= value <= high
     if not inside or (open_low and value == low):
         bracket = "(" if open_low else "["

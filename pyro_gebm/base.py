@@ -111,7 +111,9 @@ class UniformPrior(Prior):
         check_count("dim", dim)
         check_in_range("high", high, low, open_low=True)
         self.low, self.high = float(low), float(high)
-        self.register_buffer("bounds", torch.tensor([[low] * dim, [high] * dim]), persistent=False)
+        self.register_buffer(
+            "bounds", torch.tensor([[self.low] * dim, [self.high] * dim]), persistent=False
+        )
 
     @property
     def distribution(self) -> TorchDistributionMixin:

@@ -100,13 +100,20 @@ def names(idata: InferenceData, group: str) -> list[str]:
 
 
 def rhat(idata: InferenceData, name: str = "z") -> NDArray[Any]:
-    """Rank-normalised split R-hat of every component of a variable (Vehtari et al. 2021)."""
-    return _diagnose(az.rhat, idata, name)
+    """Rank-normalised split R-hat of every component of a variable (Vehtari et al. 2021).
+
+    A single chain is compared with itself, first half with second, each split again.
+    """
+    draws = values(idata, name)
+    if len(draws) == 1:
+        half = draws.shape[1] // 2
+        draws = np.concatenate([draws[:, :half], draws[:, -half:]])
+    return _diagnose(az.rhat, draws, name)
 
 
 def ess(idata: InferenceData, name: str = "z", method: str = "bulk") -> NDArray[Any]:
     """Effective sample size of every component, ``method`` "bulk" or "tail"."""
-    return _diagnose(lambda data: az.ess(data, method=method), idata, name)
+    return _diagnose(lambda data: az.ess(data, method=method), values(idata, name), name)
 
 
 def bfmi(idata: InferenceData) -> NDArray[Any]:
@@ -116,15 +123,16 @@ def bfmi(idata: InferenceData) -> NDArray[Any]:
 
 
 def problems(idata: InferenceData) -> list[str]:
-    """What R-hat, ESS, divergences, tree depths and BFMI say against a run, each with advice."""
+    """What R-hat, ESS, divergences and, for NUTS, tree depths and BFMI say against a run."""
     z = values(idata, "z")
-    if z.shape[1] < 4:
-        return []
     stats = set(names(idata, "sample_stats"))
-    found = [_stuck_problem(z), _rhat_problem(idata), _divergence_problem(idata)]
+    found = [_stuck_problem(z)] if z.shape[1] > 1 else []
+    if z.shape[1] >= 4:  # R-hat splits chains and needs two draws in each half
+        found.append(_rhat_problem(idata))
+    found.append(_divergence_problem(idata))
     if "reached_max_treedepth" in stats:
         found.append(_treedepth_problem(idata))
-    if "energy" in stats and "tree_depth" in stats:
+    if {"energy", "tree_depth"} <= stats and z.shape[1] >= 4:
         found.append(_bfmi_problem(idata))
     return [problem for problem in found if problem]
 
@@ -195,8 +203,8 @@ def plot_rank(idata: InferenceData, path: str | Path, dims: Sequence[int]) -> No
     plt.close("all")
 
 
-def _diagnose(diagnostic: Any, idata: InferenceData, name: str) -> NDArray[Any]:
+def _diagnose(diagnostic: Any, draws: NDArray[Any], name: str) -> NDArray[Any]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        result = diagnostic(build({name: values(idata, name)}, {}, {}))
+        result = diagnostic(build({name: draws}, {}, {}))
     return np.asarray(result[name].values)

@@ -4,11 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -52,7 +49,8 @@ def plot_image_shift(shift: Shift, path: Path, *, kernel: str, columns: int = 8)
     """
     order = shift.energy_before.argsort(descending=True)
     picked = order[np.linspace(0, len(order) - 1, 3 * columns).round().astype(int)]
-    figure, axes = plt.subplots(6, columns, figsize=(1.05 * columns + 0.9, 8.2))
+    figure = Figure(figsize=(1.05 * columns + 0.9, 8.2))
+    axes = figure.subplots(6, columns)
     for place, index in enumerate(picked.tolist()):
         row, column = divmod(place, columns)
         pairs = ((shift.before, shift.energy_before), (shift.after, shift.energy_after))
@@ -73,7 +71,8 @@ def plot_image_shift(shift: Shift, path: Path, *, kernel: str, columns: int = 8)
 
 def plot_scatter(real: Tensor, base: Tensor, refined: Tensor, path: Path, *, kernel: str) -> None:
     """Two-dimensional real, base and refined points (N, 2) side by side, on the same axes."""
-    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.7), sharex=True, sharey=True)
+    figure = Figure(figsize=(10.5, 3.7))
+    axes = figure.subplots(1, 3, sharex=True, sharey=True)
     panels = (("real data", real), ("base", base), (f"model, {kernel}", refined))
     for axis, (name, points), colour in zip(axes, panels, (GREY, *COLOURS), strict=False):
         xy = points[:3000].numpy()
@@ -90,7 +89,8 @@ def plot_energies(energies: Mapping[str, Tensor], path: Path) -> None:
     everything = np.concatenate([values.numpy() for values in energies.values()])
     low, high = np.quantile(everything, [0.001, 0.999])
     bins = np.linspace(low, high, 60)
-    figure, axis = plt.subplots(figsize=(6.4, 3.8))
+    figure = Figure(figsize=(6.4, 3.8))
+    axis = figure.subplots()
     for (name, values), colour in zip(energies.items(), (GREY, *COLOURS), strict=False):
         filled = name == next(iter(energies))
         axis.hist(
@@ -112,7 +112,8 @@ def plot_curves(
     curves: Mapping[str, Curve], path: Path, *, score: str, floor: tuple[str, float]
 ) -> None:
     """A score against gradient evaluations, a line a kernel, with stationary levels and floor."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.2))
+    figure = Figure(figsize=(6.4, 4.2))
+    axis = figure.subplots()
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
         axis.plot(curve.gradients, curve.scores, color=colour, marker="o", ms=3, label=name)
         axis.axhline(curve.stationary, color=colour, linestyle=":", linewidth=1.3)
@@ -137,4 +138,3 @@ def _legend_below(axis: Any) -> None:
 
 def _write(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=DPI, bbox_inches="tight")
-    plt.close(figure)

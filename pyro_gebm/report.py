@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, final
 
+PICTURES = ("samples", "ranks", "energies", "curves")
+"""The pictures of an evaluation."""
+
 
 @final
 class RunFolder:
@@ -40,6 +43,13 @@ class RunFolder:
             raise ValueError(
                 f"--out: cannot write to {self.path} ({error.strerror}); name another folder"
             ) from error
+
+    def clear(self) -> None:
+        """Remove what an earlier run left here, so that nothing stale stands beside new files."""
+        for product in (self.training_log, self.checkpoint, self.idata, self.metrics):
+            product.unlink(missing_ok=True)
+        for picture in PICTURES:
+            self.picture(picture).unlink(missing_ok=True)
 
     def read_config(self) -> dict[str, Any]:
         """The settings of the run.

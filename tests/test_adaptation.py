@@ -7,9 +7,11 @@ from helpers import Counting, make_tuning, normal, quiet_sample, rng, stats_of
 from pyro_gebm.mcmc import HMC, MALA, NUTS, Langevin, Tuning, run
 from pyro_gebm.mcmc.adaptation import (
     MAX_DOUBLINGS,
+    close_window,
     find_step_size,
     no_moments,
     regularised_variance,
+    start_adaptation,
     start_dual_averaging,
     update_dual_averaging,
     update_moments,
@@ -86,6 +88,19 @@ def test_pooled_moments_are_those_of_all_draws():
     torch.testing.assert_close(regularised_variance(moments), wanted, rtol=1e-10, atol=0)
 
 
+def test_new_masses_keep_the_step_in_the_narrowest_direction():
+    # A step of 0.05 at unit mass is half of the narrowest scale, 0.1, and stays that.
+    z = torch.randn(20_000, 3, generator=rng(), dtype=torch.float64) * SCALES
+    tuning = make_tuning(z, 0.05)
+    adaptation, _, _ = start_adaptation(HMC(), scaled, evaluate(scaled, z), tuning, rng())
+    adaptation = adaptation._replace(moments=update_moments(no_moments(z), z))
+    adaptation, renewed = close_window(HMC(), adaptation, tuning, evaluate(scaled, z))
+    # Relative standard error of a standard deviation, 1/√(2n).
+    assert (renewed.step_size / 0.5 - 1).abs().max() < 4 / 40_000**0.5
+    assert adaptation.moments.num == 0
+    assert torch.equal(adaptation.dual.log_step, renewed.step_size[0].log())
+
+
 def test_windows_cover_the_middle_of_warmup():
     for steps in range(400):
         ends = window_ends(steps)
@@ -152,7 +167,9 @@ def test_all_chains_stuck_ends(kernel):
 
 @pytest.mark.parametrize("kernel", [HMC(), MALA()], ids=["HMC", "MALA"])
 def test_flat_potential_keeps_a_finite_tuning(kernel):
-    draws = sampled(kernel, lambda z: 0.0 * z[:, 0], chains=4, warmup_steps=400)
+    # float32: the squares of the widening walk overflow, and no mass follows from them.
+    start = torch.zeros(4, 3)
+    draws = sampled(kernel, lambda z: 0.0 * z[:, 0], start=start, warmup_steps=600)
     assert all(torch.isfinite(field).all() for field in draws.tuning)
     assert torch.isfinite(draws.z).all()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_gebm import inference_data
+from pyro_gebm import TrainConfig, inference_data
 from pyro_gebm.cli import evaluation, main
 from pyro_gebm.cli import problems as cli_problems
 
@@ -19,7 +19,10 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of eight Gaussians, trained for a moment, sampled by nobody yet."""
     folder = tmp_path_factory.mktemp("runs") / "toy"
     steps = ["--base-steps", "150", "--refit-steps", "100"]
-    assert main(["train", "--data", "gaussians8", "--out", str(folder), *steps]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        # The toys' own settings want thousands of steps; these give a tame model at once.
+        patch.setattr(cli_problems, "TOY_TRAINING", TrainConfig())
+        assert main(["train", "--data", "gaussians8", "--out", str(folder), *steps]) == 0
     return folder
 
 
@@ -54,6 +57,9 @@ def test_help_names_every_option_of_the_run(
         (("train", "--data", "cats"), "cats"),
         (("train", "--base-steps", "0"), "whole number >= 1"),
         (("train", "--device", "abacus"), "abacus"),
+        (("train", "--seed", "-1"), "-1"),
+        (("demo", "--num-samples", "4"), "at least 5 draws"),
+        (("evaluate", "x", "--num-chains", "1"), "2 chains"),
         (("sample", "nowhere"), "nowhere"),
         (("sample", "x", "--kernel", "Gibbs"), "Gibbs"),
         (("evaluate", "x", "--kernels", "HMC,Gibbs"), "Gibbs"),

@@ -81,11 +81,15 @@ def test_num_steps_counts_gradients(kernel):
         assert info.num_steps.min() >= 1
 
 
-@pytest.mark.parametrize(("step_size", "steps"), [(0.25, 4), (0.3, 4), (0.34, 3), (5.0, 1)])
-def test_hmc_takes_length_over_step_size_steps(step_size, steps):
-    z = starts()
+# The last: 1.4 / 0.7 is a little above 2 when 0.7 is rounded to float32.
+@pytest.mark.parametrize(
+    ("length", "step_size", "steps"),
+    [(1.0, 0.25, 4), (1.0, 0.3, 4), (1.0, 0.34, 3), (1.0, 5.0, 1), (1.4, 0.7, 2)],
+)
+def test_hmc_takes_length_over_step_size_steps(length, step_size, steps):
+    z = starts(dtype=torch.float32)
     potential = Counting(normal)
-    kernel = HMC(trajectory_length=1.0, jitter=0.0)
+    kernel = HMC(trajectory_length=length, jitter=0.0)
     _, info = run_chain(kernel, potential, z, make_tuning(z, step_size), 1)[0]
     assert potential.calls == 1 + steps
     assert (info.num_steps == steps).all()
@@ -150,6 +154,8 @@ def test_non_finite_proposals_are_rejected_and_counted(kernel, bad):
         assert (state.z.abs() <= 1).all()
         assert torch.isfinite(state.potential_energy).all()
         assert torch.isfinite(info.accept_prob).all()
+        if info.max_energy_error is not None:
+            assert (info.max_energy_error[info.diverging] == torch.inf).all()
     diverging = torch.stack([info.diverging for _, info in history])
     # One leapfrog step of 0.8 leaves the box with probability about 0.4.
     assert 0.1 < diverging.double().mean() < 0.95
@@ -197,6 +203,15 @@ def test_flat_potential_ends(kernel, weight):
         assert not info.diverging.any()
         assert (state.z_grad == 0).all()
     assert (state.z != z).all()
+
+
+def test_positions_that_overflow_are_not_stored(kernel):
+    # A flat potential is finite wherever a step of 1e38 leads; float32 ends at 3.4e38.
+    z = starts(dtype=torch.float32)
+    tuning = make_tuning(z, 1e38)
+    history = run_chain(kernel, lambda z: torch.zeros_like(z[:, 0]), z, tuning, 10)
+    assert any(info.diverging.any() for _, info in history)
+    assert all(torch.isfinite(state.z).all() for state, _ in history)
 
 
 def test_parameters_are_untouched(kernel):

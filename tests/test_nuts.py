@@ -10,7 +10,7 @@ from helpers import make_tuning, normal, rng, run_chain
 from pyro_gebm.mcmc import NUTS
 from pyro_gebm.mcmc.integrators import leapfrog
 from pyro_gebm.mcmc.kernel import evaluate
-from pyro_gebm.mcmc.nuts import checkpoint_slots, grow, plant
+from pyro_gebm.mcmc.nuts import checkpoint_slots, grow, plant, turns
 
 MAX_DEPTH = 6
 INVERSE_MASS = torch.tensor([0.6, 1.5], dtype=torch.float64)
@@ -42,7 +42,7 @@ def test_checkpoint_slots_of_a_batch_are_those_of_each():
 
 def bent(z):
     """Anharmonic and coupled, with a wall that makes long steps diverge."""
-    wall = torch.where(z[:, 0] > 1.8, torch.inf, 0.0)
+    wall = torch.where(z[:, 0] > 1.2, torch.inf, 0.0)
     return normal(z) + 0.3 * z[:, 0].pow(4) + z[:, 0] * z[:, 1].sin() + wall
 
 
@@ -119,13 +119,14 @@ def all_points(start, step_size):
     return z, r, {i: value - energy[0] for i, value in energy.items()}
 
 
-# At 0.04 trees reach their limit, at 0.3 they turn, at 0.9 many also meet the wall.
-@pytest.mark.parametrize("step_size", [0.04, 0.3, 0.9])
-def test_tree_is_that_of_the_recursion(step_size):
-    seen = set()
+@pytest.mark.parametrize(
+    ("step_size", "expected"), [(0.01, {"limit"}), (0.1, {"turn", "wall"}), (0.6, {"turn", "wall"})]
+)
+def test_tree_is_that_of_the_recursion(step_size, expected):
+    ends = set()
     for seed in range(8):
         z = torch.randn(1, 2, generator=rng(100 + seed), dtype=torch.float64)
-        start, directions, tree = one_transition(z.clamp(max=1.5), step_size, seed)
+        start, directions, tree = one_transition(z.clamp(max=1.0), step_size, seed)
         positions, momenta, errors = all_points(start, step_size)
         reference = Reference(momenta, errors)
         members = reference.grow(directions)
@@ -144,8 +145,15 @@ def test_tree_is_that_of_the_recursion(step_size):
         draw = min(members, key=lambda i: (positions[i] - tree.span.draw.state.z[0]).norm())
         torch.testing.assert_close(tree.span.draw.state.z[0], positions[draw])
         assert math.isclose(float(tree.span.draw.error), errors[draw], abs_tol=1e-9)
-        seen.add((reference.diverging, reference.depth))
-    assert len(seen) > 1 or step_size == 0.04
+        ends.add("wall" if reference.diverging else "limit" if reference.depth == 6 else "turn")
+    assert ends >= expected
+
+
+def test_u_turn_leaves_out_half_of_each_end():
+    # r = 1, -1.5, 1: the plain sum is 0.5, the trapezoidal one (displacement/ε) is -0.5.
+    first = last = torch.tensor([1.0])
+    assert turns(first, last, first + last - 1.5, torch.ones(1))
+    assert not turns(first, last, first + last - 0.9, torch.ones(1))
 
 
 def test_draws_are_spread_as_biased_progressive_sampling_says():
@@ -194,7 +202,7 @@ def test_tree_stops_at_the_u_turn():
 
 
 def test_depth_and_steps_agree():
-    z = torch.randn(300, 2, generator=rng(), dtype=torch.float64).clamp(max=1.5)
+    z = torch.randn(300, 2, generator=rng(), dtype=torch.float64).clamp(max=1.0)
     kernel = NUTS(max_tree_depth=4)
     history = run_chain(kernel, bent, z, make_tuning(z, 0.3), 5)
     for _, info in history:

@@ -8,6 +8,7 @@ from helpers import (
     draws_of,
     gumbel,
     linear_gaussian,
+    linear_gaussian_posterior,
     quiet_sample,
     rng,
     small_gebm,
@@ -58,6 +59,25 @@ def test_seeded_and_stateless(name):
     assert np.array_equal(draws_of(once), draws_of(again))
     assert np.array_equal(stats_of(once, "step_size"), stats_of(again, "step_size"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_objects_are_left_as_they_were():
+    given = pyro.infer.HMC(potential_fn=nothing, step_size=0.3, num_steps=4)
+    quiet_sample(small_gebm(), kernel=given, **SMALL)
+    assert given.step_size == 0.3
+    assert given.potential_fn is nothing
+    assert given.inverse_mass_matrix is None or not given.inverse_mass_matrix
+
+
+def test_full_mass_matrix_is_reported_by_its_diagonal():
+    gebm = linear_gaussian()
+    full = KERNELS["full mass"]
+    settings = {"num_chains": 2, "num_samples": 4, "warmup_steps": 250}
+    masses = quiet_sample(gebm, kernel=full, **settings).attrs["inverse_mass_matrix"]
+    covariance = linear_gaussian_posterior(gebm)[1]
+    # Of about 100 draws in Pyro's longest window, half count: √(2/50) for each of two chains.
+    ratio = masses / covariance.diagonal()
+    assert abs(ratio - 1).max() < 4 * (2 / 50) ** 0.5 / 2**0.5
 
 
 def test_settings_of_an_object_are_used():

@@ -83,8 +83,8 @@ def test_attributes():
         assert attributes["sampling_time"] > 0
         assert attributes["created_at"]
         assert len(attributes["inverse_mass_matrix"]) == 2
-        # netCDF holds nothing else.
-        assert all(isinstance(v, str | int | float | np.ndarray) for v in attributes.values())
+    # netCDF holds nothing else.
+    assert all(isinstance(v, str | int | float | np.ndarray) for v in idata.attrs.values())
 
 
 def test_warmup_gradients_are_reported():

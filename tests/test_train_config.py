@@ -28,7 +28,7 @@ BAD = {
     "gradient_penalty_end": [*WRONG_NUMBERS, 0.0],
     "penalty_every": [*WRONG_COUNTS, 0],
     "base_loss": ["kale", "", None, ["amortized"]],
-    "linear_from": WRONG_NUMBERS,
+    "linear_from": [value for value in WRONG_NUMBERS if value != math.inf],
     "ema_decay": [*WRONG_NUMBERS, 1.0],
     "refit_steps": WRONG_COUNTS,
     "refit_lr": [*WRONG_NUMBERS, 0.0],
@@ -117,7 +117,8 @@ def test_fit_yields_every_step_of_both_phases(base_steps, refit_steps):
         assert not any(figure.requires_grad for figure in info[3:])
         assert info.base_loss.isnan() == (info.phase == "refit")
         assert 0 < info.importance_ess <= 1
-    assert infos[-1].log_partition == trainer.gebm.log_partition
+    if refit_steps:
+        assert infos[-1].log_partition == trainer.gebm.log_partition
 
 
 @pytest.mark.parametrize(("energy_steps", "every"), [(2, 2), (1, 1)])
@@ -241,7 +242,7 @@ def test_every_kind_of_loader_gives_the_same_batches():
         (itertools.islice([torch.zeros(4, 3)], 1, None), "at least one batch"),
         ([torch.zeros(4, 5)], r"\(3,\).*\(5,\)"),
         ([torch.zeros(4)], r"\(3,\).*\(\)"),
-        ([(["a", "b"], torch.zeros(2))], "tensors; got list"),
+        ([(["a", "b"], torch.zeros(2))], "tensors, .*got list"),
     ],
 )
 def test_bad_loaders_are_refused_before_anything_changes(loader, message, method):

@@ -35,6 +35,12 @@ def exp_then_tangent(t, linear_from):
 # --- steps by hand ------------------------------------------
 
 
+def adam_by_hand(gebm, momentum):
+    energy = {"params": gebm.energy.parameters(), "lr": 0.01}
+    constant = {"params": [gebm.log_partition], "lr": 0.03}
+    return torch.optim.Adam([energy, constant], betas=(momentum, 0.99))
+
+
 def energy_step_by_hand(gebm, optimizer, x, weight, linear_from):
     """Bound and penalty before the step, which goes down their gradient."""
     energy, c, fake = gebm.energy, gebm.log_partition, gebm.base.sample(len(x))
@@ -54,33 +60,36 @@ def energy_step_by_hand(gebm, optimizer, x, weight, linear_from):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_energy_steps_are_the_hand_written_ones(dtype, tolerance, linear_from):
     # Five steps of Adam 1e-2: rounding grows to about 1e-15 and 1e-7.
-    trainer, twin = pair(
-        dtype, energy_lr=0.01, log_partition_lr=0.03, momentum=0.4, linear_from=linear_from
-    )
-    rates = [(twin.energy.parameters(), 0.01), ([twin.log_partition], 0.03)]
-    optimizer = torch.optim.Adam([{"params": p, "lr": r} for p, r in rates], betas=(0.4, 0.99))
+    settings = {"energy_lr": 0.01, "log_partition_lr": 0.03, "momentum": 0.4}
+    trainer, twin = pair(dtype, **settings, gradient_penalty=0.7, linear_from=linear_from)
+    optimizer = adam_by_hand(twin, momentum=0.4)
     x = torch.randn(32, 3, dtype=dtype) + 1
-    for step in range(5):
-        weight = 0.7 * 2 * (step % 2 == 0)  # every second step, twice as heavy
+    for step, given in enumerate([None, None, 1.1, 1.1, 0.2]):
+        # Every second step, twice as heavy; the configured weight where none is given.
+        weight = 2 * (given or 0.7) * (step % 2 == 0)
         torch.manual_seed(step)
         bound, penalty = energy_step_by_hand(twin, optimizer, x, weight, linear_from)
         torch.manual_seed(step)
-        info = trainer.energy_step(x, penalty_weight=0.7)
+        info = trainer.energy_step(x, penalty_weight=given)
         torch.testing.assert_close(info.bound, bound.detach(), rtol=0, atol=tolerance)
         expected = penalty.detach() if weight else torch.full_like(bound, torch.nan)
         torch.testing.assert_close(info.penalty, expected, rtol=0, atol=tolerance, equal_nan=True)
     torch.testing.assert_close(trainer.gebm.state_dict(), twin.state_dict(), rtol=0, atol=tolerance)
 
 
-def test_configured_penalty_is_the_default_one():
-    trainer, _ = pair(gradient_penalty=3.0)
-    other, _ = pair()
+def test_refit_starts_at_log_z_with_the_usual_momentum():
+    settings = {"refit_lr": 0.01, "log_partition_lr": 0.03, "refit_gradient_penalty": 0.0}
+    trainer, twin = pair(**settings, refit_steps=4, schedule="constant")
     x = torch.randn(32, 3).double()
-    for chosen, weight in ((trainer, None), (other, 3.0)):
-        torch.manual_seed(0)
-        for _ in range(3):
-            chosen.energy_step(x, penalty_weight=weight)
-    assert same(trainer.gebm.state_dict(), other.gebm.state_dict())
+    torch.manual_seed(0)
+    list(trainer.refit_energy([x]))
+    torch.manual_seed(0)
+    twin.base.sample(1)  # for the check of the data's shape
+    pg.Trainer(twin).set_log_partition()
+    optimizer = adam_by_hand(twin, momentum=0.9)
+    for _ in range(4):
+        energy_step_by_hand(twin, optimizer, x, 0.0, 6.0)
+    torch.testing.assert_close(trainer.gebm.state_dict(), twin.state_dict(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("base_loss", ["self_normalized", "amortized"])

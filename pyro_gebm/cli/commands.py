@@ -13,6 +13,7 @@ from pyro_gebm import sample as sample_latents
 from pyro_gebm.cli.evaluation import (
     NUM_SETS,
     Settings,
+    check_settings,
     judge_base,
     judge_run,
     run_kernels,
@@ -31,6 +32,7 @@ DEMO_KERNELS = ("NUTS", "HMC", "Langevin")
 def run_demo(arguments: argparse.Namespace) -> None:
     """Train on the digits, sample with three kernels, score, draw, say what comes next."""
     started = time.perf_counter()
+    settings = _settings(arguments)
     folder = _open(arguments)
     problem = load_problem("digits", arguments.seed)
     print(f"Digits: {len(problem.train):,} images to learn from, {len(problem.test):,} to test on.")
@@ -41,9 +43,6 @@ def run_demo(arguments: argparse.Namespace) -> None:
         device=torch.device("cpu"),
         folder=folder,
     )
-    settings = Settings(
-        arguments.num_chains, arguments.num_samples, arguments.warmup_steps, 1.0, arguments.seed
-    )
     _evaluate(gebm, problem, DEMO_KERNELS, settings, folder)
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Look at {folder.path}/samples.png.")
     print(f"Next: pyro-gebm sample {folder.path} --kernel HMC --beta 2 --num-samples 500")
@@ -51,9 +50,9 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 def run_train(arguments: argparse.Namespace) -> None:
     """Train a model into a run folder."""
+    device = _device(arguments.device)
     folder = _open(arguments)
     problem = load_problem(arguments.data, arguments.seed)
-    device = _device(arguments.device)
     train(
         problem,
         _train_config(problem, arguments),
@@ -83,8 +82,11 @@ def run_sample(arguments: argparse.Namespace) -> None:
         )
     inference_data.save(idata, out.idata)
     rhat, ess = inference_data.rhat(idata).max(), inference_data.ess(idata).min()
+    chains, draws, _ = inference_data.values(idata, "z").shape
+    if idata.attrs["interrupted"]:
+        print(f"Interrupted: {draws} of {arguments.num_samples} draws are there.")
     print(
-        f"{idata.attrs['kernel']}, {arguments.num_chains} chains x {arguments.num_samples} draws "
+        f"{idata.attrs['kernel']}, {chains} chains x {draws} draws "
         f"at β = {arguments.beta:g} in {idata.attrs['sampling_time']:.1f} s: "
         f"R-hat {rhat:.3f} (largest), ESS {ess:,.0f} (smallest)"
     )
@@ -95,16 +97,10 @@ def run_sample(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Compare kernels and the base on a trained model."""
+    settings = _settings(arguments)
     folder, gebm, problem = _load_run(arguments)
     out = RunFolder(arguments.out or folder.path)
     out.create()
-    settings = Settings(
-        arguments.num_chains,
-        arguments.num_samples,
-        arguments.warmup_steps,
-        arguments.beta,
-        arguments.seed,
-    )
     _evaluate(gebm, problem, arguments.kernels, settings, out)
 
 
@@ -127,6 +123,18 @@ def _evaluate(
     names = draw_pictures(gebm, problem, judge, runs, shorts, base, torch.cat(base_sets), folder)
     written = [folder.metrics.name, folder.idata.name, *names]
     print(f"Wrote {', '.join(written)} to {folder.path}.")
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    return check_settings(
+        Settings(
+            arguments.num_chains,
+            arguments.num_samples,
+            arguments.warmup_steps,
+            arguments.beta,
+            arguments.seed,
+        )
+    )
 
 
 def _open(arguments: argparse.Namespace) -> RunFolder:

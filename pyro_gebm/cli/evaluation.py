@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from pyro_gebm import GEBM, inference_data, sample
+from pyro_gebm._checks import check_count
 from pyro_gebm.cli.problems import Judge, Problem, occupancy, share_near_modes
 from pyro_gebm.inference_data import InferenceData
 from pyro_gebm.mcmc import KERNELS, Tuning, run
 from pyro_gebm.metrics import MeanSpread, RelativeScore, occupancy_distance, relative_score
+from pyro_gebm.model import check_beta
 from pyro_gebm.plots import Curve, Shift
 from pyro_gebm.sampling import push_forward
 
@@ -70,6 +72,18 @@ class Verdict(NamedTuple):
     divergences: int
     gradients: float
     seconds: float
+
+
+def check_settings(settings: Settings) -> Settings:
+    """Return settings that give sets one can score, else raise ``ValueError``."""
+    check_beta(settings.beta)
+    check_count("--seed", settings.seed, minimum=0)
+    if settings.num_samples < NUM_SETS or settings.num_chains < 2:
+        raise ValueError(
+            f"--num-samples, --num-chains: expected at least {NUM_SETS} draws of 2 chains, for "
+            f"{NUM_SETS} sets to score; got {settings.num_samples} of {settings.num_chains}"
+        )
+    return settings
 
 
 def run_kernels(gebm: GEBM, kernels: Sequence[str], settings: Settings) -> list[KernelRun]:
@@ -135,11 +149,15 @@ def set_size(runs: Sequence[KernelRun]) -> int:
 def deal(gebm: GEBM, idata: InferenceData, size: int | None = None) -> list[Tensor]:
     """x = G(z) of the draws, dealt like cards into sets, so that each spans the whole run."""
     z = torch.as_tensor(inference_data.values(idata, "z")).transpose(0, 1)
-    # Draws first, so that a set cut to ``size`` still has all chains.
     hands = [z[start::NUM_SETS].reshape(-1, z.shape[-1]) for start in range(NUM_SETS)]
     size = size or min(map(len, hands))
     with gebm.frozen():
-        return [push_forward(gebm, hand[:size]) for hand in hands]
+        return [push_forward(gebm, _spread_out(hand, size)) for hand in hands]
+
+
+def _spread_out(rows: Tensor, size: int) -> Tensor:
+    """``size`` rows, from the first to the last at even distances."""
+    return rows[torch.linspace(0, len(rows) - 1, size).round().long()]
 
 
 def occupancy_error(problem: Problem, judge: Judge, x: Tensor) -> float | None:
@@ -192,7 +210,7 @@ def _sample(
     with warnings.catch_warnings():
         # The table shows what the warnings would say.
         warnings.simplefilter("ignore", UserWarning)
-        return sample(
+        idata = sample(
             gebm,
             kernel=kernel,
             num_samples=settings.num_samples,
@@ -203,6 +221,9 @@ def _sample(
             seed=settings.seed,
             progress=progress,
         )
+    if idata.attrs["interrupted"]:
+        raise KeyboardInterrupt  # part of a run must not stand in a comparison
+    return idata
 
 
 def _stat(idata: InferenceData, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

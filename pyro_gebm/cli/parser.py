@@ -9,7 +9,13 @@ from pyro_gebm.cli import commands
 from pyro_gebm.cli.problems import PROBLEMS
 from pyro_gebm.mcmc import KERNELS
 
-COMMON = argparse.ArgumentDefaultsHelpFormatter
+
+@final
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that names defaults, where there are some."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 @final
@@ -53,6 +59,7 @@ def _add_demo(subparsers: Subparsers) -> None:
     _add_run_options(demo, out="runs/demo")
     _add_training_options(demo)
     _add_chain_options(demo, num_samples=250, warmup_steps=100)
+    demo.set_defaults(beta=1.0)
 
 
 def _add_train(subparsers: Subparsers) -> None:
@@ -81,7 +88,7 @@ def _add_evaluate(subparsers: Subparsers) -> None:
     evaluate.add_argument(
         "--kernels",
         type=_kernels,
-        default=commands.DEMO_KERNELS,
+        default=",".join(commands.DEMO_KERNELS),
         help=f"comma-separated; the first sets the budget of the others; {_kernel_help()}",
     )
     evaluate.add_argument("--beta", type=float, default=1.0, help="inverse temperature")
@@ -95,7 +102,7 @@ def _command(
     text: str,
     action: Callable[[argparse.Namespace], None],
 ) -> argparse.ArgumentParser:
-    command = subparsers.add_parser(name, help=text, description=text, formatter_class=COMMON)
+    command = subparsers.add_parser(name, help=text, description=text, formatter_class=_Help)
     command.set_defaults(action=action)
     return command
 
@@ -103,7 +110,7 @@ def _command(
 def _add_run_options(command: argparse.ArgumentParser, *, out: str | None) -> None:
     text = "folder to write to" + ("" if out else "; the run's own if not given")
     command.add_argument("--out", default=out, help=text)
-    command.add_argument("--seed", type=int, default=0, help="of everything random")
+    command.add_argument("--seed", type=_seed, default=0, help="of everything random")
 
 
 def _add_training_options(command: argparse.ArgumentParser) -> None:
@@ -134,6 +141,12 @@ def _add_chain_options(
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1; got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 0; got {text!r}")
     return int(text)
 
 

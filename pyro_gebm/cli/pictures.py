@@ -17,7 +17,7 @@ from pyro_gebm.plots import (
     plot_image_shift,
     plot_scatter,
 )
-from pyro_gebm.report import RunFolder
+from pyro_gebm.report import PICTURES, RunFolder
 
 LATENTS_SHOWN = 4
 
@@ -54,7 +54,7 @@ def draw_pictures(
         score=judge.score_name,
         floor=("floor: two halves of the test data", max(0.0, base.floor.mean)),
     )
-    return [folder.picture(name).name for name in ("samples", "ranks", "energies", "curves")]
+    return [folder.picture(name).name for name in PICTURES]
 
 
 def _energies(gebm: GEBM, x: Tensor) -> Tensor:

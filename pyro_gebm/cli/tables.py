@@ -69,7 +69,8 @@ def verdict_line(verdicts: Sequence[Verdict], base: BaseScore) -> str:
     if sound:
         listed = ", ".join(f"{v.kernel} ({v.score.ratio.mean:.2f})" for v in sound)
         sentence = f"Verdict: the energy helps: {listed} times the base's distance"
-        sentence += ", with converged chains and no class lost."
+        sentence += ", with converged chains"
+        sentence += "." if base.occupancy_error is None else " and no worse occupancy."
         rest = [v.kernel for v in verdicts if v not in sound]
         return sentence + (f" Not so: {', '.join(rest)}." if rest else "")
     if good:

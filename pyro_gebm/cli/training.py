@@ -22,6 +22,10 @@ def train(
     """Train a model of ``problem`` into a run folder; the model comes back in eval mode."""
     torch.manual_seed(seed)
     gebm = build_model(problem).to(device)
+    loader = BatchLoader(
+        problem.train, BATCH_SIZE, generator=torch.Generator().manual_seed(seed + 1)
+    )
+    folder.clear()
     write_json(
         folder.config,
         {
@@ -33,9 +37,6 @@ def train(
             "batch_size": BATCH_SIZE,
             "train": asdict(config),
         },
-    )
-    loader = BatchLoader(
-        problem.train, BATCH_SIZE, generator=torch.Generator().manual_seed(seed + 1)
     )
     with folder.training_log.open("w") as log:
         for info in _with_bars(Trainer(gebm, config), loader):

@@ -13,7 +13,7 @@ from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select, uni
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HMC(Kernel):
     """Hamiltonian Monte Carlo: L leapfrog steps, then accept or reject (Neal 2011).
 

@@ -55,7 +55,7 @@ class Tuning(NamedTuple):
     """Diagonal of M⁻¹, an estimate of the posterior variances, (D,)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kernel(ABC):
     """A Markov kernel that knows only a potential: its settings, ``init`` and ``step``.
 

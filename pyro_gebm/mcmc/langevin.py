@@ -12,7 +12,7 @@ from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MALA(Kernel):
     """Metropolis-adjusted Langevin: z' = z - γ M⁻¹∇U(z) + √(2γ) M^(-1/2) ξ, then accept/reject.
 
@@ -40,7 +40,7 @@ class MALA(Kernel):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Langevin(Kernel):
     """Unadjusted Langevin (ULA): z' = z - γ M⁻¹∇U(z) + √(2γ) M^(-1/2) ξ, always taken.
 
@@ -58,7 +58,11 @@ class Langevin(Kernel):
 
     def for_warmup(self) -> Kernel:
         """MALA with the same settings."""
-        return MALA(self.step_size, self.adapt_step_size, self.adapt_mass_matrix)
+        return MALA(
+            step_size=self.step_size,
+            adapt_step_size=self.adapt_step_size,
+            adapt_mass_matrix=self.adapt_mass_matrix,
+        )
 
     def step(
         self,

@@ -24,7 +24,7 @@ from pyro_gebm.mcmc.tree import Growth, Leaf, Phase, Span, Tree
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NUTS(Kernel):
     """The No-U-Turn sampler (Hoffman and Gelman 2014) with multinomial draws (Betancourt 2017).
 

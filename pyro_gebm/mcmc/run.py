@@ -149,20 +149,39 @@ class _Runner(NamedTuple):
         return state, final_tuning(kernel, adaptation, tuning), spent
 
     def draw(self, state: KernelState, tuning: Tuning, thinning: int) -> tuple[KernelState, Info]:
-        """``thinning`` transitions as one: steps summed, acceptance averaged."""
+        """``thinning`` transitions, told of as one."""
         state, total = self._step(state, tuning)
         for count in range(2, thinning + 1):
             state, info = self._step(state, tuning)
-            total = info._replace(
-                num_steps=total.num_steps + info.num_steps,
-                diverging=total.diverging | info.diverging,
-                accept_prob=total.accept_prob + (info.accept_prob - total.accept_prob) / count,
-            )
+            total = merge(total, info, count)
         return state, total
 
     def _step(self, state: KernelState, tuning: Tuning) -> tuple[KernelState, Info]:
         self.bar.update()
         return self.kernel.step(self.potential_fn, state, tuning, generator=self.generator)
+
+
+def merge(total: Info, info: Info, count: int) -> Info:
+    """What ``count`` transitions tell together, from what the first count - 1 told and the last.
+
+    Steps are summed, acceptance is averaged, divergence and reached limits of any are told, and
+    the deepest tree and the largest error are kept; energies are those of the last.
+    """
+    merged = info._replace(
+        num_steps=total.num_steps + info.num_steps,
+        diverging=total.diverging | info.diverging,
+        accept_prob=total.accept_prob + (info.accept_prob - total.accept_prob) / count,
+    )
+    if total.tree_depth is not None and info.tree_depth is not None:
+        merged = merged._replace(tree_depth=torch.maximum(total.tree_depth, info.tree_depth))
+    if total.reached_max_treedepth is not None and info.reached_max_treedepth is not None:
+        reached = total.reached_max_treedepth | info.reached_max_treedepth
+        merged = merged._replace(reached_max_treedepth=reached)
+    if total.max_energy_error is not None and info.max_energy_error is not None:
+        larger = total.max_energy_error.abs() > info.max_energy_error.abs()
+        error = torch.where(larger, total.max_energy_error, info.max_energy_error)
+        merged = merged._replace(max_energy_error=error)
+    return merged
 
 
 def _allocate(state: KernelState, info: Info, num_samples: int) -> Buffers:

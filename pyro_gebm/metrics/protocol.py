@@ -164,6 +164,9 @@ def relative_score(
 ) -> RelativeScore:
     """Relative score d(refined)/d(base), paired set by set.
 
+    A base set that scores 0 or less (unbiased distances can) leaves nothing to improve on: its
+    ratio is NaN, and so is their mean.
+
     Set i of the one is compared with set i of the other (same seed, same size), and the ratios
     are averaged: what the two share cancels before the spread is taken.
 
@@ -176,7 +179,7 @@ def relative_score(
         ``RelativeScore``, each part over the R sets.
 
     Raises:
-        ValueError: if there are no sets, their numbers or shapes differ, or a base set scores 0.
+        ValueError: if there are no sets, or their numbers or shapes differ.
 
     Example:
         >>> import torch
@@ -198,12 +201,7 @@ def relative_score(
             )
     refined = [scorer.score(x) for x in refined_sets]
     base = [scorer.score(x) for x in base_sets]
-    if min(base) <= 0:
-        raise ValueError(
-            "relative_score: expected base sets that differ from the reference; got a distance "
-            "of 0; pass samples of the base, not the real data"
-        )
-    ratios = [r / b for r, b in zip(refined, base, strict=True)]
+    ratios = [r / b if b > 0 else math.nan for r, b in zip(refined, base, strict=True)]
     return RelativeScore(_mean_spread(refined), _mean_spread(base), _mean_spread(ratios))
 
 

@@ -47,6 +47,7 @@ def generate(
 
     Raises:
         ValueError: an argument is out of range.
+        KeyboardInterrupt: Ctrl-C; unlike ``sample``, nothing is returned then.
 
     Example:
         >>> from torch import nn
@@ -74,6 +75,8 @@ def generate(
             seed=seed,
             progress=progress,
         )
+    if idata.attrs["interrupted"]:
+        raise KeyboardInterrupt("generate was interrupted: fewer samples than asked for")
     like = model.base.latent_prior.like
     z = torch.as_tensor(inference_data.values(idata, "z"), device=like.device).flatten(0, 1)
     order = np.random.default_rng(int(idata.attrs["seed"])).permutation(len(z))[:num_samples]

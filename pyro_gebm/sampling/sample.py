@@ -75,8 +75,8 @@ def sample(
         ValueError: an argument is out of range, or no start of finite potential was found.
 
     Warns:
-        UserWarning: for each problem that R-hat, ESS, divergences, tree depths or BFMI show,
-            with what to do.
+        UserWarning: for each problem that R-hat, ESS, divergences or, for NUTS, tree depths
+            and BFMI show, with what to do.
 
     Example:
         >>> idata = sample(lambda z: 0.5 * (z**2).sum(-1), initial_params=torch.zeros(8, 2),

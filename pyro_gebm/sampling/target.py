@@ -53,8 +53,13 @@ def random_stream(
     device = device or torch.device("cpu")
     generator = torch.Generator(device).manual_seed(used)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        # Not the same seed: starts and first momenta would be the same numbers.
-        torch.manual_seed(draw_seed(generator))
+        # Not the same seed: starts and first momenta would be the same numbers. And not
+        # torch.manual_seed, which reseeds devices that are not restored.
+        fresh = draw_seed(generator)
+        torch.default_generator.manual_seed(fresh)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(fresh)
         yield generator, used
 
 
@@ -119,7 +124,8 @@ def find_start(
         return start
     if not isinstance(model, GEBM):
         raise ValueError(
-            "initial_params: a potential function needs starts (num_chains, D); got None"
+            "initial_params: a potential function needs starts (num_chains, D); got None (Pyro "
+            "models other than a GEBM are not taken yet; give their potential and starts)"
         )
     return _draw_start(model, target, num_chains)
 

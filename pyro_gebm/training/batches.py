@@ -29,7 +29,10 @@ def data_of(batch: Batch) -> Tensor:
     Raises:
         ValueError: they are not a tensor.
     """
-    x = batch if isinstance(batch, Tensor) else batch[0]
+    x = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not isinstance(x, Tensor):
-        raise ValueError(f"loader: expected tensors; got {type(x).__name__}")
+        raise ValueError(
+            f"loader: expected tensors, or tuples or lists that start with one; got "
+            f"{type(x).__name__}"
+        )
     return x

@@ -1,5 +1,6 @@
 """Training settings, checked when they are made."""
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -33,7 +34,7 @@ class TrainConfig:
             multiplied by it.
         base_loss: "self_normalized" weights softmax(-E), or "amortized" exp(-(E + c))/B.
         linear_from: exponent from which exp goes on linearly in the bound (nats), so that
-            gradients stay finite.
+            gradients stay finite; inf for never.
         ema_decay: decay of the running average of the generator's weights, which takes the
             generator's place at the end; 0 for none.
         refit_steps: energy steps of the refit; 0 for none.
@@ -81,6 +82,7 @@ class TrainConfig:
         check_in_range("refit_gradient_penalty", self.refit_gradient_penalty, 0.0)
         for name in ("momentum", "ema_decay"):
             check_in_range(name, getattr(self, name), 0.0, 0.9999999)
-        check_in_range("linear_from", self.linear_from, 0.0)
+        if self.linear_from != math.inf:
+            check_in_range("linear_from", self.linear_from, 0.0)
         check_choice("base_loss", self.base_loss, BASE_LOSSES)
         check_choice("schedule", self.schedule, SCHEDULES)

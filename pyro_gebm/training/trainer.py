@@ -86,6 +86,9 @@ class Trainer:
     def fit(self, loader: Iterable[Batch]) -> Iterator[StepInfo]:
         """Alternate, take over the averaged generator, refit the energy; yields every step.
 
+        The model is put into train mode, the base into eval mode during the refit. The average
+        takes over after the last base step: leave the loop earlier and the raw weights stay.
+
         Args:
             loader: batches (B, ...) or (x, ...) tuples; started again when it ends.
 
@@ -174,30 +177,41 @@ class Trainer:
         config, total = self.config, self.config.base_steps
         # Those of an earlier phase may have ended at rate zero.
         self._start_optimizers()
+        self.gebm.train()
         schedules = [
             self._schedule(self._energy_optimizer, total),
             self._schedule(self._base_optimizer, total),
         ]
-        averaged = AveragedModel(
-            self.gebm.base.generator,
-            multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),  # type: ignore[no-untyped-call]
-            use_buffers=True,
-        )
+        averaged = self._averaged_generator() if config.ema_decay and total else None
         for step in range(total):
             fall = config.gradient_penalty_end / config.gradient_penalty
             weight = config.gradient_penalty * fall ** (step / total)
             for _ in range(config.energy_steps):
                 energy_info = self.energy_step(next(batches), penalty_weight=weight)
             loss = self.base_step()
-            if config.ema_decay:
+            if averaged is not None:
                 averaged.update_parameters(self.gebm.base.generator)
             for schedule in schedules:
                 schedule.step()
             yield self._info("alternate", step + 1, total, energy_info, loss)
-        if config.ema_decay and total:
+        if averaged is not None:
             self.gebm.base.generator.load_state_dict(averaged.module.state_dict())
+            self.set_log_partition()
+
+    def _averaged_generator(self) -> AveragedModel:
+        average = get_ema_multi_avg_fn(self.config.ema_decay)  # type: ignore[no-untyped-call]
+        return AveragedModel(self.gebm.base.generator, multi_avg_fn=average, use_buffers=True)
 
     def _refit(self, batches: Iterator[Tensor]) -> Iterator[StepInfo]:
+        # The base as sampling will see it: BatchNorm with its running statistics, left alone.
+        self.gebm.train()
+        self.gebm.base.eval()
+        try:
+            yield from self._refit_steps(batches)
+        finally:
+            self.gebm.base.train()
+
+    def _refit_steps(self, batches: Iterator[Tensor]) -> Iterator[StepInfo]:
         config, total = self.config, self.config.refit_steps
         # A fixed target wants the usual momentum, and c starts from a good estimate.
         self._energy_optimizer = self._adam_for_energy(config.refit_lr, 0.9)
