@@ -66,11 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/five"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--smoke", action="store_true", help="two seeds of a toy-sized demo")
+    parser.add_argument("--smoke", action="store_true", help="one seed of a toy-sized demo")
     arguments = parser.parse_args()
     seeds, extra = arguments.seeds, []
     if arguments.smoke:
-        seeds = seeds[:2]
+        seeds = seeds[:1]
         extra = ["--base-steps", "50", "--refit-steps", "50", "--num-chains", "16"]
         extra += ["--num-samples", "30", "--warmup-steps", "30"]
     results = [run_demo(seed, arguments.out / str(seed), extra) for seed in seeds]
