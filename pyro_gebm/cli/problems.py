@@ -105,7 +105,7 @@ def build_judge(problem: Problem, *, progress: bool) -> Judge:
     return Judge(
         EnergyDistanceScorer(problem.test),
         "energy distance",
-        "energy distance to fresh draws of the true distribution",
+        "Energy distance to fresh draws of the true distribution",
         "The estimate is unbiased: 0 is perfect, and single values can be negative.",
         None,
         toy_modes(problem.name) if mixture else None,

@@ -47,7 +47,7 @@ def notes(
 ) -> str:
     """What the table's columns mean, with the protocol."""
     lines = [
-        f"{judge.score_name}: {judge.protocol}.",
+        f"{judge.protocol}.",
         f"± is the standard deviation over {NUM_SETS} sets of {set_size:,} samples; "
         f"β = {settings.beta:g}, {settings.num_chains} chains, seed {settings.seed}.",
         f"Floor, two random halves of the {base.num_test:,} test data: {_spread(base.floor)}. "
