@@ -195,6 +195,17 @@ def test_warns_of_the_tree_depth():
     assert any(p.startswith("100.0% of the trees reached max_tree_depth") for p in found)
 
 
+def test_warns_of_r_hat_alone():
+    # Independent draws, one chain twice as wide: only the folded R-hat tells.
+    z = np.random.default_rng(0).normal(size=(4, 2000, 1))
+    z[0] *= 2
+    flags = np.zeros((4, 2000), dtype=bool)
+    built = inference_data.build({"z": z}, {"diverging": flags}, {})
+    assert inference_data.ess(built).min() > 1000
+    (found,) = inference_data.problems(built)
+    assert 1.01 < float(found.split()[5]) < 1.2
+
+
 def test_warns_of_bfmi():
     # Two chains of energies that hardly change from draw to draw, two of independent ones.
     generator = np.random.default_rng(0)

@@ -63,7 +63,9 @@ def test_potential_is_minus_the_log_density_of_the_trace(gebm, beta):
 
 
 def test_potential_in_double_precision():
-    gebm = small_gebm().double()
+    base = small_gebm().base.double()
+    prior = pg.LatentPrior(dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+    gebm = pg.GEBM(pg.Base(base.generator, prior), small_gebm().energy.double())
     z = torch.randn(2, generator=rng(), dtype=torch.float64)
     trace = pyro.poutine.trace(pyro.poutine.condition(gebm.model, data={"z": z})).get_trace()
     assert gebm.log_partition.dtype == torch.float64
