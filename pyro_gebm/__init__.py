@@ -6,9 +6,9 @@ KALE, sample the latent posterior with many chains at once, diagnose the draws w
 
 from pyro_gebm._version import __version__
 from pyro_gebm.base import Base, LatentPrior, StandardNormal, UniformPrior
-from pyro_gebm.mcmc import HMC, MALA, NUTS, Langevin
+from pyro_gebm.mcmc import HMC, IMH, MALA, NUTS, ChEES, GlobalMoves, Kinetic, Langevin
 from pyro_gebm.model import GEBM
-from pyro_gebm.sampling import generate, sample
+from pyro_gebm.sampling import MCMC, as_pyro_kernel, generate, sample
 from pyro_gebm.training import (
     CheckpointError,
     StepInfo,
@@ -22,10 +22,15 @@ from pyro_gebm.training import (
 __all__ = [
     "GEBM",
     "HMC",
+    "IMH",
     "MALA",
+    "MCMC",
     "NUTS",
     "Base",
+    "ChEES",
     "CheckpointError",
+    "GlobalMoves",
+    "Kinetic",
     "Langevin",
     "LatentPrior",
     "StandardNormal",
@@ -35,6 +40,7 @@ __all__ = [
     "TrainingError",
     "UniformPrior",
     "__version__",
+    "as_pyro_kernel",
     "generate",
     "load",
     "sample",

@@ -107,14 +107,32 @@ class GEBM(nn.Module):
             True
         """
         z = pyro.sample("z", self.base.latent_prior.distribution)
-        with self.frozen():
-            x: Tensor = self.base(z)
-            batch = z.shape[:-1]
-            data = x.reshape(-1, *x.shape[len(batch) :]) if batch else x[None]
-            energy = self.evaluate_energy(data).reshape(batch)
+        # Detached, not switched off: torch.func.vmap refuses requires_grad_ within.
+        constants = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        with self.evaluating():
+            x, energy = torch.func.functional_call(self, constants, (z,))
+        assert isinstance(x, Tensor)
         pyro.factor("neg_energy", -beta * energy)
-        pyro.deterministic("x", x, event_dim=x.ndim - len(batch))
+        pyro.deterministic("x", x, event_dim=x.ndim - z.ndim + 1)
         return x
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """x = G(z) and E(x), (..., D) -> (..., *data shape) and (...)."""
+        x: Tensor = self.base(z)
+        batch = z.shape[:-1]
+        energy = self.evaluate_energy(x.reshape(-1, *x.shape[len(batch) :]))
+        return x, energy.reshape(batch)
+
+    @contextmanager
+    def evaluating(self) -> Iterator["GEBM"]:
+        """Eval mode within; the modes before are restored after."""
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            self.eval()
+            yield self
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     @contextmanager
     def frozen(self) -> Iterator["GEBM"]:

@@ -1,13 +1,15 @@
 """What several test files of the samplers share."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
 import pyro_gebm as pg
-from pyro_gebm.mcmc import Tuning
+from pyro_gebm.mcmc import Reference, Tuning
+from pyro_gebm.mcmc.tempering import ReplicaExchange
 
 
 def rng(seed=0):
@@ -15,7 +17,7 @@ def rng(seed=0):
 
 
 def make_tuning(z, step_size, inverse_mass=None):
-    """The same step for every chain of ``z`` (C, D), unit mass unless given."""
+    """The same step for every chain of ``z`` (C, D), unit mass unless given, (D,) or (C, D)."""
     mass = torch.ones_like(z[0]) if inverse_mass is None else inverse_mass.to(z)
     return Tuning(torch.full_like(z[:, 0], step_size), mass)
 
@@ -44,9 +46,25 @@ class Counting:
         return self.potential_fn(z)
 
 
+def wide_normal(z, mean=0.5, scale=1.5):
+    """N(mean, scale² I) in the dimensions and dtype of ``z`` (C, D), to propose from."""
+
+    def sample(num):
+        return mean + scale * torch.randn(num, z.shape[1], dtype=z.dtype)
+
+    return Reference(sample, lambda z: normal((z - mean) / scale))
+
+
+def with_reference(kernel, z):
+    """A kernel that proposes gets ``wide_normal`` to propose from, unless it has a reference."""
+    if isinstance(kernel, ReplicaExchange) and kernel.reference is None:
+        return replace(kernel, reference=wide_normal(z))
+    return kernel.bind(wide_normal(z))
+
+
 def run_chain(kernel, potential_fn, z, tuning, num_steps, seed=0):
     """The states and infos of ``num_steps`` transitions from ``z``."""
-    generator = rng(seed)
+    kernel, generator = with_reference(kernel, z), rng(seed)
     state = kernel.init(potential_fn, z)
     history = []
     for _ in range(num_steps):

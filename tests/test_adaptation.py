@@ -4,21 +4,23 @@ import pytest
 import torch
 from helpers import Counting, make_tuning, normal, quiet_sample, rng, stats_of
 
-from pyro_gebm.mcmc import HMC, MALA, NUTS, Langevin, Tuning, run
+from pyro_gebm.mcmc import HMC, MALA, NUTS, ChEES, Draws, Kinetic, Langevin, Tuning, run
 from pyro_gebm.mcmc.adaptation import (
     MAX_DOUBLINGS,
     close_window,
     find_step_size,
-    no_moments,
-    regularised_variance,
     start_adaptation,
+    window_ends,
+)
+from pyro_gebm.mcmc.averaging import (
+    average_step,
+    estimate_variance,
+    no_moments,
     start_dual_averaging,
     update_dual_averaging,
     update_moments,
-    window_ends,
 )
 from pyro_gebm.mcmc.kernel import evaluate
-from pyro_gebm.mcmc.run import Draws
 
 SCALES = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
 
@@ -30,75 +32,144 @@ def scaled(z):
 
 def sampled(kernel, potential_fn=scaled, chains=64, **settings) -> Draws:
     start = torch.randn(chains, 3, generator=rng(1), dtype=torch.float64)
-    settings = {"num_samples": 100, "warmup_steps": 200, "generator": rng(), **settings}
+    settings = {"num_samples": 100, "warmup_steps": 200, **settings}
     return run(kernel, potential_fn, settings.pop("start", start), **settings)
 
 
 @pytest.mark.parametrize(
     ("kernel", "accept"),
-    [(HMC(), 0.8), (HMC(), 0.9), (MALA(), 0.574), (MALA(), 0.8), (NUTS(max_tree_depth=6), 0.8)],
+    [
+        (HMC(), 0.8),
+        (HMC(), 0.9),
+        (ChEES(), 0.75),
+        (ChEES(), 0.9),
+        (MALA(), 0.574),
+        (MALA(), 0.8),
+        (NUTS(max_tree_depth=6), 0.8),
+    ],
     ids=lambda value: value if isinstance(value, float) else type(value).__name__,
 )
 def test_warmup_finds_the_step_size_and_the_masses(kernel, accept):
-    draws = sampled(kernel, target_accept_prob=accept)
+    given = {} if accept == kernel.target_accept_prob else {"target_accept_prob": accept}
+    draws = sampled(kernel, **given)
     # Over seeds the deviation from the target scatters by 0.01 to 0.02.
     assert abs(draws.info.accept_prob.mean() - accept) < 0.05
-    # The last window has 90 draws of 64 chains. Counting every tenth as independent, a
-    # variance has relative standard error √(2/576) = 0.06; the prior weight is 5/5760.
+    # Of a normal, whose gradients are its draws over the variance, the estimate has no error
+    # but the weight of what came before: 5 of 5 + 90 x 64 draws in the last window.
     ratio = draws.tuning.inverse_mass_matrix / SCALES**2
-    assert (ratio - 1).abs().max() < 4 * 0.06
+    assert (ratio - 1).abs().max() < 0.01
 
 
-def test_langevin_is_tuned_by_mala():
-    tuning = [sampled(k, target_accept_prob=0.9).tuning for k in (Langevin(), MALA())]
+@pytest.mark.parametrize("kernel", [Langevin(), Kinetic()], ids=["Langevin", "Kinetic"])
+def test_unadjusted_kernels_are_tuned_by_mala(kernel):
+    assert kernel.target_accept_prob == 0.95
+    tuning = [sampled(k, target_accept_prob=0.95).tuning for k in (kernel, MALA())]
     assert torch.equal(tuning[0].step_size, tuning[1].step_size)
     assert torch.equal(tuning[0].inverse_mass_matrix, tuning[1].inverse_mass_matrix)
 
 
+def test_chees_learns_a_length():
+    # At unit masses the widest scale, 10, wants trajectories of its size; at the masses of the
+    # target those of N(0, I), whatever was learned before the masses were known.
+    settings = {"chains": 64, "warmup_steps": 400}
+    unit = sampled(ChEES(adapt_mass_matrix=False), **settings).tuning.trajectory_length
+    assert 10 < unit < 65
+    fitted = sampled(ChEES(), **settings).tuning.trajectory_length
+    assert 1 < fitted < 6.5
+
+
+def test_step_sizes_by_chain():
+    draws = sampled(HMC(step_size_per_chain=True), target_accept_prob=0.8)
+    assert len(draws.tuning.step_size.unique()) == 64
+    by_chain = draws.info.accept_prob.mean(1)
+    assert abs(by_chain.mean() - 0.8) < 0.05
+    assert (by_chain - 0.8).abs().max() < 0.25
+    assert (sampled(HMC()).tuning.step_size.unique()).shape == (1,)
+
+
+DUE = torch.tensor([True, True, False])
+
+
 def test_dual_averaging_solves_a_known_equation():
     # Acceptance exp(-ε) from ε = 5. The pull of the start leaves an error of the acceptance of
-    # γ |log ε - log 5| / √t = 0.2 * 2.6 / √500 = 0.023.
-    dual = start_dual_averaging(torch.tensor(5.0, dtype=torch.float64))
+    # γ |log ε - log 5| / √t = 0.2 * 2.6 / √500 = 0.023. The second chain has exp(-2ε), and the
+    # third is not due.
+    dual = start_dual_averaging(torch.full((3,), 5.0, dtype=torch.float64))
+    slopes = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64)
     for _ in range(500):
-        dual = update_dual_averaging(dual, (-dual.log_step.exp()).exp(), 0.7)
-    assert abs((-dual.log_step_avg.exp()).exp() - 0.7) < 0.025
+        dual = update_dual_averaging(dual, (-slopes * dual.log_step.exp()).exp(), DUE, 0.7)
+    accept = (-slopes * average_step(dual)).exp()
+    assert (accept[:2] - 0.7).abs().max() < 0.03
+    torch.testing.assert_close(average_step(dual)[2], torch.tensor(5.0, dtype=torch.float64))
 
 
 def test_dual_averaging_is_bounded():
-    dual = start_dual_averaging(torch.tensor(1.0))
+    dual = start_dual_averaging(torch.ones(3))
     for _ in range(1000):
-        dual = update_dual_averaging(dual, torch.tensor(1.0), 0.5)
-    assert torch.isfinite(dual.log_step.exp())
+        dual = update_dual_averaging(dual, torch.ones(3), DUE, 0.5)
+    assert torch.isfinite(dual.log_step.exp()).all()
     for _ in range(5000):
-        dual = update_dual_averaging(dual, torch.tensor(0.0), 0.5)
-    assert dual.log_step.exp() > 0
+        dual = update_dual_averaging(dual, torch.zeros(3), DUE, 0.5)
+    assert (dual.log_step.exp() > 0).all()
 
 
-def test_pooled_moments_are_those_of_all_draws():
-    draws = 100 + torch.randn(7, 5, 3, generator=rng(), dtype=torch.float64) * SCALES
-    moments = no_moments(draws[0])
+def some_draws():
+    return 100 + torch.randn(7, 6, 3, generator=rng(), dtype=torch.float64) * SCALES
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_pooled_moments_are_those_of_all_draws(groups):
+    draws = some_draws()
+    moments = no_moments(draws[0], groups)
     for z in draws:
         moments = update_moments(moments, z)
-    every = draws.flatten(0, 1)
-    assert moments.num == 35
-    torch.testing.assert_close(moments.mean, every.mean(0), rtol=1e-12, atol=0)
-    torch.testing.assert_close(moments.squares / 34, every.var(0), rtol=1e-10, atol=0)
-    # Stan's shrinkage, 5/(n + 5) towards 1e-3.
-    wanted = every.var(0) * 35 / 40 + 1e-3 * 5 / 40
-    torch.testing.assert_close(regularised_variance(moments), wanted, rtol=1e-10, atol=0)
+    every = draws.view(7, groups, -1, 3).transpose(0, 1).reshape(groups, -1, 3)
+    assert moments.num == 42 // groups
+    torch.testing.assert_close(moments.mean, every.mean(1), rtol=1e-12, atol=0)
+    variance = moments.squares / (moments.num - 1)
+    torch.testing.assert_close(variance, every.var(1), rtol=1e-10, atol=0)
+
+
+def test_moments_leave_out_what_does_not_count():
+    draws, keep = some_draws(), torch.tensor([True, False, True, True, False, True])
+    moments = no_moments(draws[0])
+    for z in draws:
+        moments = update_moments(moments, z, keep)
+    torch.testing.assert_close(moments.mean[0], draws[:, keep].flatten(0, 1).mean(0))
+    assert moments.num == 28
+
+
+def test_masses_are_geometric_means_of_draws_and_gradients():
+    # √(Var z / Var ∇U), in logarithms with weight n/(n + 5) against what was before.
+    draws, before = some_draws(), torch.tensor([[2.0, 3.0, 0.1]], dtype=torch.float64)
+    gradients = draws.pow(2)
+    pair = [update_moments(no_moments(z[0]), z.flatten(0, 1)) for z in (draws, gradients)]
+    ratio = (draws.flatten(0, 1).var(0) / gradients.flatten(0, 1).var(0)).sqrt()
+    wanted = (42 / 47 * ratio.log() + 5 / 47 * before.log()).exp()
+    torch.testing.assert_close(estimate_variance(*pair, before), wanted, rtol=1e-10, atol=0)
+
+
+def test_masses_are_those_of_a_mode_between_modes():
+    # Modes of scale 1 at ±20: Var z is 401, that of the gradients 1.
+    sign = torch.sign(torch.randn(20_000, 1, generator=rng(2), dtype=torch.float64))
+    noise = torch.randn(20_000, 1, generator=rng(3), dtype=torch.float64)
+    pair = [update_moments(no_moments(z), z) for z in (20 * sign + noise, noise)]
+    assert abs(float(estimate_variance(*pair, torch.ones(1, 1).double())) - 20) < 1
 
 
 def test_new_masses_keep_the_step_in_the_narrowest_direction():
     # A step of 0.05 at unit mass is half of the narrowest scale, 0.1, and stays that.
     z = torch.randn(20_000, 3, generator=rng(), dtype=torch.float64) * SCALES
-    tuning = make_tuning(z, 0.05)
-    adaptation, _, _ = start_adaptation(HMC(), scaled, evaluate(scaled, z), tuning, rng())
-    adaptation = adaptation._replace(moments=update_moments(no_moments(z), z))
-    adaptation, renewed = close_window(HMC(), adaptation, tuning, evaluate(scaled, z))
-    # Relative standard error of a standard deviation, 1/√(2n).
-    assert (renewed.step_size / 0.5 - 1).abs().max() < 4 / 40_000**0.5
-    assert adaptation.moments.num == 0
-    assert torch.equal(adaptation.dual.log_step, renewed.step_size[0].log())
+    tuning, state = make_tuning(z, 0.05), evaluate(scaled, z)
+    adaptation, _, _ = start_adaptation(HMC(), scaled, state, tuning, rng())
+    adaptation = adaptation._replace(
+        moments=update_moments(adaptation.moments, z),
+        gradients=update_moments(adaptation.gradients, state.z_grad),
+    )
+    adaptation, renewed = close_window(HMC(), adaptation, tuning)
+    assert (renewed.step_size / 0.5 - 1).abs().max() < 0.002
+    assert adaptation.moments.num == adaptation.gradients.num == 0
+    assert torch.equal(adaptation.dual.log_step, renewed.step_size.log())
 
 
 def test_windows_cover_the_middle_of_warmup():
@@ -118,7 +189,23 @@ def test_found_step_size_accepts_as_wanted():
     step, spent = find_step_size(potential, state, make_tuning(z, 1.0), rng())
     assert spent == potential.calls
     # The narrowest scale, 0.1, decides; halving stops within a factor of 2 of the target.
-    assert 0.1 / 4 <= step <= 0.1 * 2
+    assert step.shape == (500,)
+    assert ((step >= 0.1 / 4) & (step <= 0.1 * 2)).all()
+
+
+def test_step_sizes_are_found_by_group():
+    # The second half of the chains has scales a hundred times wider.
+    wider = torch.tensor([1.0, 100.0], dtype=torch.float64).repeat_interleave(200)[:, None]
+    z = torch.randn(400, 3, generator=rng(), dtype=torch.float64) * wider
+
+    def potential_fn(z):
+        return normal(z / wider)
+
+    state = evaluate(potential_fn, z)
+    step, _ = find_step_size(potential_fn, state, make_tuning(z, 1.0), rng(), groups=2)
+    assert len(step.unique()) == 2
+    # Each is found to within a factor of 2.
+    assert 25 <= step[-1] / step[0] <= 400
 
 
 @pytest.mark.parametrize("value", [0.0, torch.nan], ids=["flat", "nan"])
@@ -128,7 +215,7 @@ def test_step_size_search_ends(value):
     potential = Counting(lambda z: torch.full_like(z[:, 0], value))
     step, spent = find_step_size(potential, state, make_tuning(z, 1.0), rng())
     assert spent == potential.calls == MAX_DOUBLINGS
-    assert torch.isfinite(step) and step > 0
+    assert torch.isfinite(step).all() and (step > 0).all()
 
 
 def with_isolated_point(z):
@@ -138,7 +225,9 @@ def with_isolated_point(z):
 
 
 @pytest.mark.parametrize("chains", [3, 8, 64])
-@pytest.mark.parametrize("kernel", [HMC(), Langevin()], ids=["HMC", "Langevin"])
+@pytest.mark.parametrize(
+    "kernel", [HMC(), Langevin(), NUTS(max_tree_depth=5)], ids=["HMC", "Langevin", "NUTS"]
+)
 def test_stuck_chain_does_not_disturb_the_others(kernel, chains):
     start = torch.randn(chains, 3, generator=rng(1), dtype=torch.float64)
     start[0] = torch.tensor([100.0, 0.0, 0.0])
@@ -170,14 +259,16 @@ def test_flat_potential_keeps_a_finite_tuning(kernel):
     # float32: the squares of the widening walk overflow, and no mass follows from them.
     start = torch.zeros(4, 3)
     draws = sampled(kernel, lambda z: 0.0 * z[:, 0], start=start, warmup_steps=600)
-    assert all(torch.isfinite(field).all() for field in draws.tuning)
+    assert all(torch.isfinite(field).all() for field in draws.tuning[:2])
     assert torch.isfinite(draws.z).all()
 
 
 def test_what_is_not_adapted_stays():
     fixed_step = sampled(HMC(step_size=0.05, adapt_step_size=False, max_num_steps=10))
     assert (fixed_step.tuning.step_size == 0.05).all()
-    assert (fixed_step.tuning.inverse_mass_matrix != 1).all()
+    assert (
+        fixed_step.tuning.inverse_mass_matrix[[0, 2]] / SCALES[[0, 2]] ** 2 - 1
+    ).abs().max() < 0.1
     fixed_mass = sampled(HMC(adapt_mass_matrix=False, max_num_steps=10))
     assert (fixed_mass.tuning.inverse_mass_matrix == 1).all()
     assert (fixed_mass.tuning.step_size != 0.05).all()
@@ -187,13 +278,17 @@ def test_given_tuning_is_kept_without_warmup():
     given = Tuning(torch.full((64,), 0.03, dtype=torch.float64), SCALES**2)
     potential = Counting(scaled)
     draws = sampled(MALA(), potential, tuning=given, warmup_steps=0)
-    assert all(torch.equal(a, b) for a, b in zip(draws.tuning, given, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(draws.tuning[:2], given[:2], strict=True))
     assert (draws.num_warmup_steps == 0).all()
     assert potential.calls == 1 + 100
 
 
-def test_warmup_counts_its_gradients():
+@pytest.mark.parametrize("kernel", [HMC(), ChEES(), NUTS()], ids=["HMC", "ChEES", "NUTS"])
+def test_warmup_counts_its_gradients(kernel):
     potential = Counting(scaled)
-    draws = sampled(HMC(), potential)
+    draws = sampled(kernel, potential)
     # One for the start, then what the search, warm-up and draws say they took.
-    assert potential.calls == 1 + draws.num_warmup_steps[0] + draws.info.num_steps[0].sum()
+    assert potential.calls == 1 + draws.num_warmup_steps[0] + draws.batch_steps
+    assert (draws.num_warmup_steps == draws.num_warmup_steps[0]).all()
+    if not isinstance(kernel, NUTS):  # whose chains need not take the same steps
+        assert draws.batch_steps == draws.info.num_steps[0].sum()

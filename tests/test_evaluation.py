@@ -8,7 +8,7 @@ import pyro_gebm as pg
 from pyro_gebm import inference_data
 from pyro_gebm.cli import evaluation
 from pyro_gebm.mcmc import Info
-from pyro_gebm.mcmc.run import merge
+from pyro_gebm.mcmc.draws import merge
 
 
 class Double(nn.Module):

@@ -4,9 +4,10 @@ import pytest
 import torch
 from helpers import Counting, gumbel, make_tuning, normal, rng
 
-from pyro_gebm.mcmc import MALA, Langevin, Tuning
+from pyro_gebm.mcmc import HMC, MALA, Langevin
 from pyro_gebm.mcmc.integrators import leapfrog, trajectory
-from pyro_gebm.mcmc.kernel import evaluate, hamiltonian
+from pyro_gebm.mcmc.kernel import evaluate, kinetic_energy
+from pyro_gebm.mcmc.random import normal as normal_noise
 
 INVERSE_MASS = torch.tensor([0.5, 2.0], dtype=torch.float64)
 
@@ -18,15 +19,25 @@ def coupled(z):
 
 def phase(chains=64):
     noise = torch.randn(2, chains, 2, generator=rng(), dtype=torch.float64)
-    return evaluate(coupled, noise[0]), noise[1] * INVERSE_MASS.rsqrt()
+    return evaluate(coupled, noise[0]), noise[1]
 
 
 def integrate(state, momentum, step, num_steps, potential_fn=coupled):
-    tuning = Tuning(torch.ones_like(state.potential_energy), INVERSE_MASS)
+    scale = step * INVERSE_MASS.sqrt().expand_as(state.z)
     for _ in range(num_steps):
-        signed = torch.full_like(state.potential_energy, step)
-        state, momentum = leapfrog(potential_fn, state, momentum, signed, tuning)
+        state, momentum = leapfrog(potential_fn, state, momentum, scale)
     return state, momentum
+
+
+def test_scaled_momenta_are_those_of_the_mass_matrix():
+    # r ← r - ε/2 ∇U, z ← z + ε M⁻¹r, r ← r - ε/2 ∇U, with r = M^(1/2) p (Neal 2011, (5.18)).
+    start, scaled = phase()
+    end, last = integrate(start, scaled, 0.3, 1)
+    half = scaled * INVERSE_MASS.rsqrt() - 0.15 * start.z_grad
+    torch.testing.assert_close(end.z, start.z + 0.3 * INVERSE_MASS * half)
+    torch.testing.assert_close(last * INVERSE_MASS.rsqrt(), half - 0.15 * end.z_grad)
+    tuning = make_tuning(start.z, 0.3, INVERSE_MASS)
+    torch.testing.assert_close(tuning.scale(), 0.3 * INVERSE_MASS.sqrt().expand(64, 2))
 
 
 @pytest.mark.parametrize("backward", ["negative step", "negated momentum"])
@@ -46,11 +57,11 @@ def test_reversible(backward):
 def test_second_order():
     # The energy error over a fixed time is O(ε²): halving ε divides it by 4.
     start, momentum = phase()
-    before = hamiltonian(start.potential_energy, momentum, INVERSE_MASS)
+    before = start.potential_energy + kinetic_energy(momentum)
 
     def error(step):
         end, last = integrate(start, momentum, step, round(2.0 / step))
-        after = hamiltonian(end.potential_energy, last, INVERSE_MASS)
+        after = end.potential_energy + kinetic_energy(last)
         return (after - before).abs().mean()
 
     ratios = [error(step) / error(step / 2) for step in (0.1, 0.05)]
@@ -74,8 +85,7 @@ def test_harmonic_oscillator_in_closed_form():
     start = evaluate(normal, torch.tensor([[0.7, -0.2]], dtype=torch.float64))
     momentum = torch.tensor([[0.4, 1.3]], dtype=torch.float64)
     step = 0.6
-    tuning = make_tuning(start.z, step)
-    end, last = leapfrog(normal, start, momentum, tuning.step_size, tuning)
+    end, last = leapfrog(normal, start, momentum, make_tuning(start.z, step).scale())
     cosine = 1 - step**2 / 2
     torch.testing.assert_close(end.z, cosine * start.z + step * momentum)
     torch.testing.assert_close(
@@ -91,31 +101,49 @@ def test_one_gradient_a_step():
     assert potential.calls == 7
 
 
-def test_trajectory_reports_the_energies():
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_trajectory_is_that_many_steps(num_steps):
+    # Its merged half kicks change nothing but the rounding.
+    start, momentum = phase()
+    potential = Counting(coupled)
+    tuning = make_tuning(start.z, 0.4, INVERSE_MASS)
+    end, last, info = trajectory(potential, start, tuning, num_steps, momentum)
+    assert potential.calls == num_steps and (info.num_steps == num_steps).all()
+    wanted, wanted_last = integrate(start, momentum, 0.4, num_steps)
+    for got, want in zip((*end[:3], last), (*wanted[:3], wanted_last), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    before = start.potential_energy + 0.5 * momentum.square().sum(-1)
+    after = wanted.potential_energy + 0.5 * wanted_last.square().sum(-1)
+    torch.testing.assert_close(info.hamiltonian, before)
+    torch.testing.assert_close(info.energy_error, after - before, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(info.accept_prob, (before - after).exp().clamp(max=1))
+
+
+@pytest.mark.parametrize("kernel", [HMC(), MALA()], ids=["HMC", "MALA"])
+def test_momenta_are_fresh_standard_normals(kernel):
     start, _ = phase(2000)
     tuning = make_tuning(start.z, 0.4, INVERSE_MASS)
-    end, info = trajectory(coupled, start, tuning, 3, rng(5))
-    # The momentum of the start follows from the first half step, which only it decides.
-    once, _ = trajectory(coupled, start, tuning, 1, rng(5))
-    half = (once.z - start.z) / (0.4 * INVERSE_MASS)
-    momentum = half + 0.2 * start.z_grad
-    kinetic = 0.5 * (momentum.square() * INVERSE_MASS).sum(-1)
-    torch.testing.assert_close(info.hamiltonian, start.potential_energy + kinetic)
-    # r ~ N(0, M), so rᵀM⁻¹r ~ χ²(2): mean 2, standard deviation 2.
-    assert abs(2 * kinetic.mean() - 2) < 4 * 2 / 2000**0.5
-    assert abs(momentum.var(0) * INVERSE_MASS - 1).max() < 4 * (2 / 2000) ** 0.5
-    last = integrate(start, momentum, 0.4, 3)
-    torch.testing.assert_close(end.z, last[0].z)
-    after = hamiltonian(last[0].potential_energy, last[1], INVERSE_MASS)
-    torch.testing.assert_close(info.energy_error, after - info.hamiltonian)
-    torch.testing.assert_close(info.accept_prob, (-info.energy_error).exp().clamp(max=1))
+    generator = rng(5)
+    twice = [
+        kernel.step(coupled, start, tuning, generator=generator)[1].hamiltonian
+        - start.potential_energy
+        for _ in range(2)
+    ]
+    # |p|² ~ χ²(2): mean 2, standard deviation 2; the variance of its square root is 2 - π/2.
+    for kinetic in twice:
+        assert abs(2 * kinetic.mean() - 2) < 4 * 2 / 2000**0.5
+        assert abs((2 * kinetic).sqrt().mean() - (torch.pi / 2) ** 0.5) < 4 * 0.66 / 2000**0.5
+    correlation = torch.corrcoef(torch.stack(twice))[0, 1]
+    assert abs(correlation) < 4 / 2000**0.5
 
 
 def proposals(kernel, potential_fn, step_size, chains=200):
     z = torch.randn(chains, 3, generator=rng(1), dtype=torch.float64)
     start = evaluate(potential_fn, z)
     tuning = make_tuning(z, step_size)
-    proposed, _ = trajectory(potential_fn, start, tuning, 1, rng(2))
+    # The first noise that these kernels draw is their momentum.
+    momentum = normal_noise(z, rng(2))
+    proposed = trajectory(potential_fn, start, tuning, 1, momentum).state
     _, info = kernel.step(potential_fn, start, tuning, generator=rng(2))
     return start, proposed, info
 
@@ -136,9 +164,13 @@ def test_langevin_acceptance_is_the_metropolis_hastings_ratio(kernel):
 
 
 def test_langevin_proposal_has_the_drift_and_noise_of_the_equation():
-    step = 0.3
-    start, proposed, _ = proposals(Langevin(), gumbel, step, chains=20_000)
-    noise = (proposed.z - start.z + step**2 / 2 * start.z_grad) / step
+    # z' = z - γ M⁻¹∇U(z) + √(2γ) M^(-1/2) ξ with γ = ε²/2.
+    step, mass = 0.3, torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    z = torch.randn(20_000, 3, generator=rng(1), dtype=torch.float64)
+    start = evaluate(gumbel, z)
+    tuning = make_tuning(z, step, mass)
+    end, _ = Langevin().step(gumbel, start, tuning, generator=rng(2))
+    noise = (end.z - z + step**2 / 2 * mass * start.z_grad) / (step * mass.sqrt())
     # Standard normal: mean within 4/√n, variance within 4·√(2/n).
     assert noise.mean(0).abs().max() < 4 / 20_000**0.5
     assert (noise.var(0) - 1).abs().max() < 4 * (2 / 20_000) ** 0.5

@@ -18,6 +18,7 @@ from helpers import (
 from scipy import integrate, special
 
 from pyro_gebm import HMC, NUTS, inference_data
+from pyro_gebm.mcmc import ChEES, GlobalMoves
 
 RADIUS, WIDTH = 2.0, 0.5
 
@@ -74,13 +75,15 @@ def _ring():
 TARGETS = {"correlated": _correlated, "skewed": _skewed, "banana": _banana, "ring": _ring}
 NUTS_RUN = {"kernel": NUTS(max_tree_depth=5), "num_samples": 40, "warmup_steps": 100}
 HMC_RUN = {"kernel": HMC(), "num_samples": 300, "warmup_steps": 150}
+CHEES_RUN = {"kernel": ChEES(), "num_samples": 300, "warmup_steps": 150}
 CASES = [(HMC_RUN, target) for target in TARGETS]
+CASES += [(CHEES_RUN, target) for target in TARGETS]
 CASES += [(NUTS_RUN, target) for target in ("correlated", "skewed", "banana")]
 CHAINS = 100
 
 
 @pytest.mark.parametrize(
-    ("settings", "target"), CASES, ids=lambda v: v if isinstance(v, str) else repr(v["kernel"])[:4]
+    ("settings", "target"), CASES, ids=lambda v: v if isinstance(v, str) else v["kernel"].name
 )
 def test_moments_are_exact(settings, target):
     potential_fn, mean, variance = TARGETS[target]()
@@ -93,15 +96,22 @@ def test_moments_are_exact(settings, target):
     assert (z.mean(1).std(0) / np.sqrt(len(z)) < 0.1 * np.sqrt(variance)).all()
 
 
+BARE = [("HMC", None), ("ChEES", None), ("MALA", None), ("IMH", None)]
+JUMPING = [("HMC", "auto"), ("HMC", GlobalMoves(num_proposals=4, every=2))]
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0, 3.0])
-@pytest.mark.parametrize("kernel", ["HMC", "MALA"])
-def test_linear_gaussian_posterior(kernel, beta):
+@pytest.mark.parametrize(("kernel", "moves"), BARE + JUMPING)
+def test_linear_gaussian_posterior(kernel, moves, beta):
     gebm = linear_gaussian()
     mean, covariance = linear_gaussian_posterior(gebm, beta)
     if beta == 0:
         np.testing.assert_allclose(covariance, np.eye(2))
         np.testing.assert_allclose(mean, 0)
-    z = draws_of(quiet_sample(gebm, kernel=kernel, beta=beta, num_samples=400, num_chains=64))
+    settings = {"global_moves": moves, "num_samples": 400, "num_chains": 64}
+    idata = quiet_sample(gebm, kernel=kernel, beta=beta, **settings)
+    assert ("global_moves" in idata.attrs) == (moves is not None)
+    z = draws_of(idata)
     assert np.abs(standard_scores(z, mean)).max() < 4
     products = (z - mean)[..., :, None] * (z - mean)[..., None, :]
     assert np.abs(standard_scores(products, covariance)).max() < 4
@@ -152,7 +162,7 @@ def test_agreement_with_pyro(skewed_by_both):
     for function in (lambda z: z, lambda z: (z - centre) ** 2):
         (mean, error), (other, other_error) = (mean_and_error(i, function) for i in (ours, pyros))
         assert (np.abs(mean - other) < 4 * np.hypot(error, other_error)).all()
-        assert (other_error < 0.3).all()
+        assert (other_error < 0.4).all()
 
 
 def test_pyro_reports_its_own_figures(skewed_by_both):

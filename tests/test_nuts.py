@@ -7,37 +7,43 @@ import pytest
 import torch
 from helpers import make_tuning, normal, rng, run_chain
 
-from pyro_gebm.mcmc import NUTS
+from pyro_gebm.mcmc import NUTS, nuts
 from pyro_gebm.mcmc.integrators import leapfrog
 from pyro_gebm.mcmc.kernel import evaluate
-from pyro_gebm.mcmc.nuts import checkpoint_slots, grow, plant, turns
+from pyro_gebm.mcmc.nuts import grow_, harvest, plant_, tree_noise, turns
+from pyro_gebm.mcmc.random import normal as normal_noise
+from pyro_gebm.mcmc.random import uniform
+from pyro_gebm.mcmc.tree import (
+    LEFT,
+    RIGHT,
+    STEP,
+    WEIGHT,
+    WHOLE,
+    checkpoint_table,
+    new_trees,
+    unpack,
+)
 
 MAX_DEPTH = 6
 INVERSE_MASS = torch.tensor([0.6, 1.5], dtype=torch.float64)
+EVERY = torch.arange(1)
 
 
 def test_checkpoints_hold_the_first_leaf_of_every_subtree_that_closes():
     # Play 2^6 leaves: an odd leaf must find, in its slots, exactly the first leaves of all the
     # aligned binary subtrees (of 2, 4, 8, ... leaves) that end with it.
+    slots, closes = checkpoint_table(MAX_DEPTH, torch.device("cpu"))
+    assert slots.shape == (2**MAX_DEPTH,) and closes.shape == (2**MAX_DEPTH, MAX_DEPTH)
     held = {}
     for leaf in range(2**MAX_DEPTH):
-        stores, closes = checkpoint_slots(torch.tensor([leaf]), MAX_DEPTH)
         if leaf % 2 == 0:
-            assert stores.sum() == 1 and not closes.any()
-            held[int(stores[0].nonzero())] = leaf
+            assert 0 <= slots[leaf] < MAX_DEPTH and not closes[leaf].any()
+            held[int(slots[leaf])] = leaf
         else:
             sizes = [2**k for k in range(1, MAX_DEPTH + 1) if (leaf + 1) % 2**k == 0]
-            found = {held[int(slot)] for slot in closes[0].nonzero()}
-            assert not stores.any()
-            assert found == {leaf + 1 - size for size in sizes}
-
-
-def test_checkpoint_slots_of_a_batch_are_those_of_each():
-    leaves = torch.arange(2**MAX_DEPTH)
-    together = checkpoint_slots(leaves, MAX_DEPTH)
-    alone = [checkpoint_slots(leaf[None], MAX_DEPTH) for leaf in leaves]
-    for part, masks in enumerate(together):
-        assert torch.equal(masks, torch.cat([pair[part] for pair in alone]))
+            found = [held[int(slot)] for slot in closes[leaf].nonzero()]
+            assert slots[leaf] == MAX_DEPTH  # scrap
+            assert sorted(found) == sorted(leaf + 1 - size for size in sizes)
 
 
 def bent(z):
@@ -89,29 +95,31 @@ class Reference:
 
 
 def one_transition(z, step_size, seed):
-    """One transition by hand: start, the directions it took and the tree it ended with."""
+    """One transition by hand: its start, the directions it took and the tree it ended with."""
     tuning = make_tuning(z, step_size, INVERSE_MASS)
     generator = rng(seed)
-    start = plant(evaluate(bent, z), tuning, MAX_DEPTH, generator)
-    tree, directions = start, []
+    start, momentum = evaluate(bent, z), normal_noise(z, generator)
+    tree = new_trees(start, MAX_DEPTH)
+    plant_(tree, EVERY, start, tuning, momentum, uniform(start.potential_energy, generator))
+    directions = []
     while not tree.done.all():
         if tree.depth == len(directions):
-            directions.append(bool(tree.forward))
-        tree = grow(bent, tree, tuning, MAX_DEPTH, generator)
-    return start, directions, tree
+            directions.append(bool(tree.numbers[0, STEP] > 0))
+        grow_(bent, tree, tuning, tree_noise(start.potential_energy, generator))
+    return (start, momentum), directions, tree
 
 
 def all_points(start, step_size):
     """z, r and energy error of every point that any tree of MAX_DEPTH could reach."""
-    tuning = make_tuning(start.left.state.z, step_size, INVERSE_MASS)
-    points = {0: (start.left.state, start.left.momentum)}
+    points = {0: start}
     for way in (1, -1):
         state, momentum = points[0]
+        scale = way * step_size * INVERSE_MASS.sqrt()[None]
         for i in range(1, 2**MAX_DEPTH):
-            state, momentum = leapfrog(bent, state, momentum, way * tuning.step_size, tuning)
+            state, momentum = leapfrog(bent, state, momentum, scale)
             points[way * i] = (state, momentum)
     z = {i: state.z[0] for i, (state, _) in points.items()}
-    r = {i: momentum[0] for i, (_, momentum) in points.items()}
+    r = {i: momentum[0] * INVERSE_MASS.rsqrt() for i, (_, momentum) in points.items()}
     energy = {
         i: float(points[i][0].potential_energy[0] + 0.5 * (r[i] ** 2 * INVERSE_MASS).sum())
         for i in points
@@ -131,29 +139,47 @@ def test_tree_is_that_of_the_recursion(step_size, expected):
         reference = Reference(momenta, errors)
         members = reference.grow(directions)
 
-        assert int(tree.num_steps) == reference.steps
-        assert int(tree.depth) == reference.depth == len(members).bit_length() - 1
-        assert bool(tree.diverging) == reference.diverging
-        weights = [math.exp(-errors[i]) for i in members]
-        assert math.isclose(float(tree.span.log_weight), math.log(sum(weights)), rel_tol=1e-9)
+        state, info = harvest(tree, EVERY, MAX_DEPTH)
+        assert int(info.num_steps) == reference.steps
+        assert int(info.tree_depth) == reference.depth == len(members).bit_length() - 1
+        assert bool(info.diverging) == reference.diverging
+        weight = math.log(sum(math.exp(-errors[i]) for i in members))
+        assert math.isclose(float(tree.numbers[0, WEIGHT]), weight, rel_tol=1e-9, abs_tol=1e-12)
         total = sum(momenta[i] for i in members)
-        torch.testing.assert_close(tree.span.momentum_sum[0], total)
+        torch.testing.assert_close(tree.sums[0, WHOLE], total * INVERSE_MASS.sqrt())
         accepts = [min(1.0, math.exp(-errors[i])) for i in reference.visited]
-        assert math.isclose(float(tree.sum_accept), sum(accepts), rel_tol=1e-9)
+        mean_accept = sum(accepts) / len(accepts)
+        assert math.isclose(float(info.accept_prob), mean_accept, rel_tol=1e-9)
         worst = max((errors[i] for i in reference.visited), key=abs)
-        assert math.isclose(float(tree.max_energy_error), worst, rel_tol=1e-9)
-        draw = min(members, key=lambda i: (positions[i] - tree.span.draw.state.z[0]).norm())
-        torch.testing.assert_close(tree.span.draw.state.z[0], positions[draw])
-        assert math.isclose(float(tree.span.draw.error), errors[draw], abs_tol=1e-9)
+        assert math.isclose(float(info.max_energy_error), worst, rel_tol=1e-9)
+        draw = min(members, key=lambda i: (positions[i] - state.z[0]).norm())
+        torch.testing.assert_close(state.z[0], positions[draw])
+        assert math.isclose(float(info.energy_error), errors[draw], abs_tol=1e-9)
+        fresh = evaluate(bent, state.z)
+        assert torch.equal(state.potential_energy, fresh.potential_energy)
+        assert torch.equal(state.z_grad, fresh.z_grad)
+        for end, member in ((LEFT, members[0]), (RIGHT, members[-1])):
+            torch.testing.assert_close(unpack(tree.points[:, end])[0].z[0], positions[member])
         ends.add("wall" if reference.diverging else "limit" if reference.depth == 6 else "turn")
     assert ends >= expected
 
 
-def test_u_turn_leaves_out_half_of_each_end():
+def test_u_turn_leaves_out_half_of_each_end(monkeypatch):
     # r = 1, -1.5, 1: the plain sum is 0.5, the trapezoidal one (displacement/ε) is -0.5.
     first = last = torch.tensor([1.0])
-    assert turns(first, last, first + last - 1.5, torch.ones(1))
-    assert not turns(first, last, first + last - 0.9, torch.ones(1))
+    assert turns(first, last, torch.tensor([-0.5]))
+    assert not turns(first, last, torch.tensor([0.1]))
+    for one, other in ((first, -last), (-first, last)):
+        assert turns(one, other, torch.tensor([0.5]))
+
+    # The trees give it that sum: with the plain one they are not those of the recursion.
+    def plain(first, last, middle):
+        return turns(first, last, middle + 0.5 * (first + last))
+
+    monkeypatch.setattr(nuts, "turns", plain)
+    with pytest.raises(AssertionError):
+        for step_size in (0.2, 0.3, 0.4, 0.5):
+            test_tree_is_that_of_the_recursion(step_size, set())
 
 
 def test_draws_are_spread_as_biased_progressive_sampling_says():

@@ -18,6 +18,16 @@ from helpers import (
 
 import pyro_gebm as pg
 
+HMC_STATS = {
+    "acceptance_rate",
+    "diverging",
+    "energy",
+    "energy_error",
+    "lp",
+    "n_steps",
+    "step_size",
+}
+TREE_STATS = {"max_energy_error", "reached_max_treedepth", "tree_depth"}
 SMALL = {"num_chains": 2, "num_samples": 8, "warmup_steps": 6}
 
 
@@ -39,7 +49,7 @@ def test_same_groups_and_names(name):
     gebm = small_gebm()
     idata = quiet_sample(gebm, kernel=KERNELS[name], include_x=True, **SMALL)
     assert draws_of(idata).shape == (2, 8, 2) and draws_of(idata, "x").shape == (2, 8, 3)
-    assert stat_names(idata) == {"acceptance_rate", "diverging", "lp", "n_steps", "step_size"}
+    assert stat_names(idata) == HMC_STATS | (set() if "HMC" in name else TREE_STATS)
     assert idata.attrs["kernel"] == f"pyro.infer.{'HMC' if 'HMC' in name else 'NUTS'}"
     assert idata.attrs["inverse_mass_matrix"].shape == (2,)
     assert idata.attrs["warmup_gradient_evaluations"] >= 6

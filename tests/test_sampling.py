@@ -7,13 +7,13 @@ from helpers import (
     Counting,
     draws_of,
     gumbel,
-    linear_gaussian,
     normal,
     quiet_sample,
     rng,
     small_gebm,
     stat_names,
     stats_of,
+    wide_normal,
 )
 from scipy import stats
 from torch import nn
@@ -23,16 +23,14 @@ from pyro_gebm.mcmc import KERNELS
 
 SMALL = {"num_chains": 4, "num_samples": 6, "warmup_steps": 10}
 
-COMMON_STATS = {
-    "acceptance_rate",
-    "diverging",
-    "energy",
-    "energy_error",
-    "lp",
-    "n_steps",
-    "step_size",
+COMMON_STATS = {"acceptance_rate", "diverging", "lp", "n_steps", "step_size"}
+ENERGIES = {"energy", "energy_error"}
+EXTRA_STATS = {
+    "NUTS": ENERGIES | {"tree_depth", "max_energy_error", "reached_max_treedepth"},
+    "HMC": ENERGIES | {"int_time"},
+    "ChEES": ENERGIES | {"int_time"},
+    "IMH": set(),
 }
-EXTRA_STATS = {"NUTS": {"tree_depth", "max_energy_error", "reached_max_treedepth"}}
 
 
 def same_draws(one, other):
@@ -41,10 +39,10 @@ def same_draws(one, other):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_groups_names_and_shapes(name):
-    idata = quiet_sample(small_gebm(), kernel=name, **SMALL)
+    idata = quiet_sample(small_gebm(), kernel=name, global_moves=None, **SMALL)
     assert draws_of(idata).shape == (4, 6, 2)
     assert {str(v) for v in idata["posterior"].data_vars} == {"z"}
-    assert stat_names(idata) == COMMON_STATS | EXTRA_STATS.get(name, set())
+    assert stat_names(idata) == COMMON_STATS | EXTRA_STATS.get(name, ENERGIES)
     assert all(stats_of(idata, stat).shape == (4, 6) for stat in stat_names(idata))
     assert stats_of(idata, "diverging").dtype == bool
     assert stats_of(idata, "n_steps").dtype == np.int64
@@ -53,14 +51,27 @@ def test_groups_names_and_shapes(name):
 
 @pytest.mark.parametrize(
     ("kernel", "name"),
-    [("auto", "HMC"), ("nuts", "NUTS"), ("LANGEVIN", "Langevin"), (pg.MALA(), "MALA")],
+    [
+        ("auto", "HMC"),
+        ("nuts", "NUTS"),
+        ("chees", "ChEES"),
+        ("LANGEVIN", "Langevin"),
+        (pg.MALA(), "MALA"),
+    ],
 )
 def test_kernels_by_any_name(kernel, name):
     assert quiet_sample(small_gebm(), kernel=kernel, **SMALL).attrs["kernel"] == name
 
 
+@pytest.mark.parametrize(("chains", "name"), [(15, "HMC"), (16, "ChEES")])
+def test_auto_takes_chees_for_many_chains(chains, name):
+    settings = {"num_chains": chains, "num_samples": 2, "warmup_steps": 2}
+    assert quiet_sample(small_gebm(), **settings).attrs["kernel"] == name
+
+
 def test_kernel_objects_keep_their_settings():
-    idata = quiet_sample(small_gebm(), kernel=pg.NUTS(max_tree_depth=1), **SMALL)
+    settings = {"global_moves": None, **SMALL}
+    idata = quiet_sample(small_gebm(), kernel=pg.NUTS(max_tree_depth=1), **settings)
     assert (stats_of(idata, "n_steps") == 1).all()
     fixed = pg.MALA(step_size=0.25, adapt_step_size=False, adapt_mass_matrix=False)
     idata = quiet_sample(small_gebm(), kernel=fixed, **SMALL)
@@ -74,6 +85,7 @@ def test_attributes():
         "seed": 11,
         "thinning": 3,
         "tuning_steps": 10,
+        "num_chains": 4,
         "interrupted": 0,
         "inference_library": "pyro_gebm",
         "inference_library_version": pg.__version__,
@@ -83,16 +95,29 @@ def test_attributes():
         assert attributes["sampling_time"] > 0
         assert attributes["created_at"]
         assert len(attributes["inverse_mass_matrix"]) == 2
+        assert attributes["batch_steps"] == stats_of(idata, "n_steps").max(0).sum()
     # netCDF holds nothing else.
     assert all(isinstance(v, str | int | float | np.ndarray) for v in idata.attrs.values())
 
 
-def test_warmup_gradients_are_reported():
+@pytest.mark.parametrize("name", ["HMC", "NUTS"])
+def test_warmup_gradients_are_reported(name):
     potential = Counting(normal)
     start = torch.randn(4, 2)
-    idata = quiet_sample(potential, initial_params=start, kernel="HMC", **SMALL)
-    spent = idata.attrs["warmup_gradient_evaluations"] + stats_of(idata, "n_steps")[0].sum()
+    idata = quiet_sample(potential, initial_params=start, kernel=name, **SMALL)
+    spent = idata.attrs["warmup_gradient_evaluations"] + idata.attrs["batch_steps"]
     assert potential.calls == 2 + spent  # two for the start: its check, and the first state
+    steps = stats_of(idata, "n_steps")
+    # NUTS runs freely: the batch works until the slowest chain is done.
+    wanted = steps.sum(1).max() if name == "NUTS" else steps.max(0).sum()
+    assert idata.attrs["batch_steps"] == wanted
+
+
+def test_trajectory_length_is_reported():
+    idata = quiet_sample(small_gebm(), kernel="ChEES", **SMALL)
+    longest = stats_of(idata, "int_time").max() - stats_of(idata, "step_size").max()
+    assert 0 < longest <= idata.attrs["trajectory_length"]
+    assert "trajectory_length" not in quiet_sample(small_gebm(), kernel="HMC", **SMALL).attrs
 
 
 @pytest.mark.parametrize(("chains", "steps"), [(4, 500), (25, 200), (64, 200)])
@@ -131,6 +156,7 @@ def test_first_momenta_are_not_the_starts():
     # is, unless starts and momenta come from the same stream.
     fixed = pg.MALA(step_size=1.0, adapt_step_size=False)
     settings = {"num_chains": 4000, "num_samples": 1, "warmup_steps": 0}
+    settings["global_moves"] = None
     z = draws_of(quiet_sample(small_gebm(), kernel=fixed, beta=0.0, **settings))[:, 0]
     assert min(stats.kstest(column, stats.norm.cdf).pvalue for column in z.T) > 1e-4
 
@@ -179,7 +205,7 @@ def test_lp_is_minus_the_potential():
 def test_thinning_keeps_every_kth_transition(name):
     start = torch.randn(4, 2, generator=rng())
     # Steps so long that some transitions diverge or are rejected.
-    kernel = KERNELS[name](step_size=1.2, adapt_step_size=False)
+    kernel = KERNELS[name](step_size=1.2, adapt_step_size=False).bind(wide_normal(start))
 
     def walled(z):
         return torch.where(z[:, 0] < -1.5, torch.nan, gumbel(z))
@@ -198,7 +224,7 @@ def test_thinning_keeps_every_kth_transition(name):
     ]
     every, third = runs
     assert np.array_equal(draws_of(every)[:, 2::3], draws_of(third))
-    for stat in ("lp", "energy", "energy_error"):
+    for stat in {"lp"} | (ENERGIES & stat_names(every)):
         # energy_error is NaN at a non-finite proposal
         assert np.array_equal(stats_of(every, stat)[:, 2::3], stats_of(third, stat), equal_nan=True)
     grouped = {s: stats_of(every, s).reshape(4, 10, 3) for s in COMMON_STATS}
@@ -224,54 +250,6 @@ def test_precision_is_the_models():
 def test_chains_start_where_they_are_told(wrap):
     start = torch.randn(4, 2, generator=rng())
     tiny = pg.MALA(step_size=1e-6, adapt_step_size=False)
-    settings = {"num_chains": 4, "num_samples": 1, "warmup_steps": 0}
+    settings = {"num_chains": 4, "num_samples": 1, "warmup_steps": 0, "global_moves": None}
     z = draws_of(quiet_sample(small_gebm(), kernel=tiny, initial_params=wrap(start), **settings))
     np.testing.assert_allclose(z[:, 0], start.numpy(), atol=1e-4)
-
-
-class Slope(nn.Module):
-    """E(x) = 3 Σ x."""
-
-    def forward(self, x):
-        return 3 * x.sum(-1)
-
-
-def test_bounded_prior_has_the_right_law():
-    gebm = pg.GEBM(pg.Base(nn.Identity(), pg.UniformPrior(2, -1.0, 2.0)), Slope())
-    idata = quiet_sample(gebm, num_chains=1000, num_samples=20, warmup_steps=100)
-    z = draws_of(idata).astype(np.float64)
-    assert -1 <= z.min() < -0.999 and 1 < z.max() <= 2
-    # A truncated exponential: the last draws of 1,000 chains are independent.
-    law = stats.truncexpon(b=9.0, loc=-1.0, scale=1 / 3)
-    assert min(stats.kstest(column, law.cdf).pvalue for column in z[:, -1].T) > 1e-4
-    # lp is the density in the coordinates sampled, u with z = -1 + 3 sigmoid(u).
-    u01 = (z + 1) / 3
-    jacobian = np.log(3 * u01 * (1 - u01)).sum(-1)
-    expected = -3 * z.sum(-1) - 2 * np.log(3) + jacobian
-    inner = np.abs(u01 - 0.5).max(-1) < 0.49  # float32 rounding near the walls
-    np.testing.assert_allclose(stats_of(idata, "lp")[inner], expected[inner], atol=1e-3)
-
-
-def test_generate_draws_the_model():
-    gebm = linear_gaussian()
-    settings = {"seed": 2, "num_chains": 100, "warmup_steps": 100, "progress": False}
-    before = torch.get_rng_state()
-    x = pg.generate(gebm, 2550, **settings)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert x.shape == (2550, 3) and not x.requires_grad
-    assert torch.equal(x, pg.generate(gebm, 2550, **settings))
-    assert not torch.equal(x, pg.generate(gebm, 2550, **{**settings, "seed": 3}))
-    # The same latents as ``sample``, in another order.
-    z = draws_of(
-        quiet_sample(gebm, num_samples=26, thinning=5, seed=2, num_chains=100, warmup_steps=100)
-    )
-    with torch.no_grad():
-        pushed = gebm.base(torch.as_tensor(z)).flatten(0, 1).numpy()
-    ours, theirs = (set(map(tuple, a.round(9))) for a in (x.numpy(), pushed))
-    assert ours < theirs and len(ours) == 2550
-    assert not np.allclose(x.numpy(), pushed[:2550])
-
-
-def test_generate_fewer_than_chains():
-    x = pg.generate(small_gebm(), 3, num_chains=64, warmup_steps=5, seed=0, progress=False)
-    assert x.shape == (3, 3) and len(x.unique(dim=0)) == 3

@@ -1,14 +1,25 @@
 """What ``sample`` refuses, what it survives, and what Ctrl-C leaves."""
 
 import numpy as np
+import pyro.infer
 import pytest
 import torch
-from helpers import Counting, draws_of, normal, quiet_sample, rng, small_gebm, stat_names, stats_of
+from helpers import (
+    Counting,
+    draws_of,
+    normal,
+    quiet_sample,
+    rng,
+    small_gebm,
+    stat_names,
+    stats_of,
+    wide_normal,
+)
 from torch import nn
 
 import pyro_gebm as pg
-from pyro_gebm.mcmc import KERNELS, Langevin
-from pyro_gebm.sampling.target import MAX_REDRAWS
+from pyro_gebm.mcmc import KERNELS
+from pyro_gebm.sampling.start import MAX_REDRAWS
 
 SMALL = {"num_chains": 4, "num_samples": 5, "warmup_steps": 5}
 START = {"initial_params": torch.zeros(4, 2)}
@@ -32,6 +43,12 @@ START = {"initial_params": torch.zeros(4, 2)}
         ({"seed": "one"}, "seed: expected a whole number >= 0; got 'one'"),
         ({"target_accept_prob": 0.0}, "target_accept_prob: expected .*; got 0.0"),
         ({"target_accept_prob": 1.0}, "target_accept_prob: expected .*; got 1.0"),
+        ({"global_moves": "often"}, 'global_moves: expected "auto", None or .*; got .often'),
+        ({"global_moves": 5}, "global_moves: expected .*; got 5"),
+        ({"chunk_size": 0}, "chunk_size: expected a whole number >= 1; got 0"),
+        ({"storage_dtype": "int8"}, "storage_dtype: expected .*float16.*; got 'int8'"),
+        ({"kernel": pyro.infer.NUTS, "include_warmup": True}, "kernel: expected one of ours"),
+        ({"resume": 3}, "resume: expected what sample.. returned.*; got int"),
         ({"initial_params": torch.zeros(3, 2)}, r"expected .*= \(4, 2\); got \(3, 2\)"),
         ({"initial_params": torch.zeros(4, 3)}, r"expected .*= \(4, 2\); got \(4, 3\)"),
         ({"initial_params": torch.zeros(4)}, r"expected .*= \(4, 2\); got \(4,\)"),
@@ -59,8 +76,9 @@ def test_refusals(settings, message):
         (normal, {"initial_params": torch.zeros(3, 2)}, r"expected .*= \(4, D\); got \(3, 2\)"),
         (normal, {"initial_params": torch.zeros(())}, r"expected .*= \(4, D\); got \(\)"),
         (normal, {"initial_params": torch.zeros(4, 2).int()}, r"expected floating .*got torch.int"),
+        (normal, {"kernel": "IMH", **START}, "IMH: expected a reference to propose from; got None"),
         (normal, {"include_x": True, **START}, "include_x: expected False .* no x"),
-        ("model", START, "model: expected a GEBM or a potential function; got str"),
+        ("model", START, "model: expected a GEBM, a Pyro model or a potential function; got str"),
         (lambda z: normal(z)[:, None], START, r"shape \(4,\) .*got \(4, 1\)"),
         (lambda z: normal(z).sum(), START, r"shape \(4,\) .*got \(\)"),
         # The square root has no gradient at zero: such a chain would never move.
@@ -116,7 +134,7 @@ def test_bad_regions_are_left_out(kernel):
         on_line(Broken(-0.67)), kernel=kernel, num_chains=200, num_samples=5, warmup_steps=20
     )
     assert draws_of(idata)[..., 0].max() <= -0.67
-    for name in stat_names(idata) - {"energy_error", "max_energy_error"}:
+    for name in stat_names(idata) - {"energy_error", "max_energy_error", "global_acceptance_rate"}:
         assert np.isfinite(stats_of(idata, name)).all()
     assert stats_of(idata, "diverging").any()
 
@@ -143,6 +161,7 @@ def interrupted_at(call, kernel, thinning=1):
     potential = Counting(normal, call)
     start = torch.randn(3, 2, generator=rng())
     settings = {"num_chains": 3, "num_samples": 30, "warmup_steps": 10, "thinning": thinning}
+    kernel = KERNELS[kernel]().bind(wide_normal(start))
     return potential, quiet_sample(potential, initial_params=start, kernel=kernel, **settings)
 
 
@@ -150,34 +169,43 @@ def interrupted_at(call, kernel, thinning=1):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_ctrl_c_leaves_a_prefix(kernel, thinning):
     potential, whole = interrupted_at(0, kernel, thinning)
-    # Lock-step: a draw is whole after as many calls as its longest trajectory took. Only
-    # without thinning is that the maximum of n_steps for NUTS.
-    first = potential.calls - draw_calls(whole).sum() if exact(kernel, thinning) else None
+    ends = calls_until_whole(whole, kernel)
+    first = potential.calls - ends[-1]
     for call in np.linspace(potential.calls // 2, potential.calls, 8).astype(int):
         _, part = interrupted_at(int(call), kernel, thinning)
         done = draws_of(part).shape[1]
         assert 1 <= done < 30
-        if exact(kernel, thinning):
-            assert done == (np.cumsum(draw_calls(whole)) + first < call).sum()
+        assert done == (ends + first < call).sum()
         assert part.attrs["interrupted"] == 1 and whole.attrs["interrupted"] == 0
         assert np.array_equal(draws_of(part), draws_of(whole)[:, :done])
         for name in stat_names(whole):
             assert np.array_equal(stats_of(part, name), stats_of(whole, name)[:, :done])
 
 
-def exact(kernel, thinning):
-    return thinning == 1 or kernel != "NUTS"
+def calls_until_whole(idata, kernel):
+    """Calls of the potential after which all chains have each of the draws, (S,)."""
+    steps = stats_of(idata, "n_steps")
+    # NUTS runs freely: a draw is whole when the slowest chain so far has it. In step each
+    # waits for its longest trajectory.
+    return steps.cumsum(1).max(0) if kernel == "NUTS" else steps.max(0).cumsum()
 
 
-def draw_calls(idata):
-    return stats_of(idata, "n_steps").max(0)
+def test_interrupted_run_of_nuts_can_go_on():
+    # Chains that were ahead have thrown draws away, which they make again.
+    potential, whole = interrupted_at(0, "NUTS")
+    _, part = interrupted_at(potential.calls * 3 // 4, "NUTS")
+    done = draws_of(part).shape[1]
+    assert 1 <= done < 30
+    settings = {"kernel": "NUTS", "num_chains": 3, "num_samples": 30 - done}
+    rest = quiet_sample(normal, resume=part, **settings)
+    assert np.array_equal(np.concatenate([draws_of(part), draws_of(rest)], 1), draws_of(whole))
 
 
 @pytest.mark.parametrize("call", [1, 2, 3, 8, 13])
 def test_ctrl_c_during_warmup_propagates(call):
     # 1 checks the start, 2 is the first state, then come the search and 10 steps of warm-up.
     with pytest.raises(KeyboardInterrupt):
-        interrupted_at(call, Langevin())
+        interrupted_at(call, "Langevin")
 
 
 def test_ctrl_c_restores_the_model():

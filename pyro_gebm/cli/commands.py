@@ -81,7 +81,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
         )
     inference_data.save(idata, out.idata)
-    rhat, ess = inference_data.rhat(idata).max(), inference_data.ess(idata).min()
+    rhat, ess = inference_data.worst_rhat(idata), inference_data.least_ess(idata)
     chains, draws, _ = inference_data.values(idata, "z").shape
     if idata.attrs["interrupted"]:
         print(f"Interrupted: {draws} of {arguments.num_samples} draws are there.")

@@ -13,11 +13,12 @@ from pyro_gebm import GEBM, inference_data, sample
 from pyro_gebm._checks import check_count
 from pyro_gebm.cli.problems import Judge, Problem, occupancy, share_near_modes
 from pyro_gebm.inference_data import InferenceData
-from pyro_gebm.mcmc import KERNELS, Tuning, run
+from pyro_gebm.mcmc import KERNELS, Draws, Tuning, run
 from pyro_gebm.metrics import MeanSpread, RelativeScore, occupancy_distance, relative_score
 from pyro_gebm.model import check_beta
 from pyro_gebm.plots import Curve, Shift
 from pyro_gebm.sampling import push_forward
+from pyro_gebm.sampling.target import gebm_target
 
 NUM_SETS = 5
 """Sample sets a kernel's draws are dealt into; the spread is over them."""
@@ -132,8 +133,8 @@ def judge_run(
         score=relative_score(judge.scorer, sets, base_sets),
         occupancy_error=occupancy_error(problem, judge, everything),
         near_modes=share_near_modes(judge, everything),
-        rhat=float(np.max(inference_data.rhat(done.idata))),
-        ess=float(np.min(inference_data.ess(done.idata))),
+        rhat=inference_data.worst_rhat(done.idata),
+        ess=inference_data.least_ess(done.idata),
         divergences=int(_stat(done.idata, "diverging").sum()),
         gradients=done.gradients,
         seconds=float(done.idata.attrs["sampling_time"]),
@@ -175,25 +176,10 @@ def occupancy_error(problem: Problem, judge: Judge, x: Tensor) -> float | None:
 
 def short_run(gebm: GEBM, judge: Judge, done: KernelRun, settings: Settings) -> tuple[Curve, Shift]:
     """Chains from base samples under a long run's tuning: the score on the way, and the ends."""
-    generator = torch.Generator().manual_seed(settings.seed)
     torch.manual_seed(settings.seed)
     start = gebm.base.latent_prior.sample(CURVE_CHAINS)
-    step_size = float(_stat(done.idata, "step_size")[0, 0])
-    mass = torch.as_tensor(np.asarray(done.idata.attrs["inverse_mass_matrix"]), dtype=start.dtype)
-    per_step = float(_stat(done.idata, "n_steps").mean()) / int(done.idata.attrs["thinning"])
-    draws = max(2, min(20, round(CURVE_GRADIENTS / per_step)))
     with gebm.frozen():
-        result = run(
-            KERNELS[done.kernel](),
-            lambda z: gebm.potential_fn(z, settings.beta),
-            start,
-            num_samples=draws,
-            warmup_steps=0,
-            thinning=max(1, round(CURVE_GRADIENTS / per_step / draws)),
-            tuning=Tuning(torch.full((CURVE_CHAINS,), step_size), mass),
-            generator=generator,
-            progress=True,
-        )
+        result = _run_again(gebm, done, settings, start)
         before, after = push_forward(gebm, start), push_forward(gebm, result.z)
         energies = gebm.evaluate_energy(before), gebm.evaluate_energy(after[:, -1])
     spent = (result.info.num_steps.double().mean(0)).cumsum(0)
@@ -202,6 +188,34 @@ def short_run(gebm: GEBM, judge: Judge, done: KernelRun, settings: Settings) -> 
     level = [judge.scorer.score(x) for x in deal(gebm, done.idata, CURVE_CHAINS)]
     curve = Curve([0.0, *spent.tolist()], scores, statistics.fmean(level))
     return curve, Shift(before, after[:, -1], *energies)
+
+
+def _run_again(gebm: GEBM, done: KernelRun, settings: Settings, start: Tensor) -> Draws:
+    """About ``CURVE_GRADIENTS`` of a kernel from latents ``start`` (C, D), without warm-up."""
+    target = gebm_target(gebm, settings.beta)
+    per_step = float(_stat(done.idata, "n_steps").mean()) / int(done.idata.attrs["thinning"])
+    draws = max(2, min(20, round(CURVE_GRADIENTS / per_step)))
+    position = target.from_sites({"z": start})
+    result = run(
+        KERNELS[done.kernel]().bind(target.reference),
+        target.potential_fn,
+        position,
+        num_samples=draws,
+        warmup_steps=0,
+        thinning=max(1, round(CURVE_GRADIENTS / per_step / draws)),
+        tuning=_tuning_of(done.idata, position),
+        seed=settings.seed,
+        progress=True,
+    )
+    return result._replace(z=target.to_sites(result.z.to(position))["z"])
+
+
+def _tuning_of(idata: InferenceData, like: Tensor) -> Tuning:
+    """What a run was tuned to, for chains at positions ``like`` (C, D)."""
+    step_size = like.new_full((len(like),), float(_stat(idata, "step_size")[0, 0]))
+    mass = torch.as_tensor(np.asarray(idata.attrs["inverse_mass_matrix"])).to(like)
+    length = idata.attrs.get("trajectory_length")
+    return Tuning(step_size, mass, None if length is None else like.new_tensor(float(length)))
 
 
 def _sample(
@@ -218,6 +232,8 @@ def _sample(
             num_chains=settings.num_chains,
             thinning=thinning,
             beta=settings.beta,
+            # Kernels are compared by themselves, at equal gradients.
+            global_moves=None,
             seed=settings.seed,
             progress=progress,
         )

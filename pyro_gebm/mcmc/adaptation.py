@@ -1,39 +1,39 @@
-"""Warm-up: dual averaging of the step size, a diagonal mass matrix from all chains' draws."""
+"""Warm-up: step sizes by dual averaging, masses and trajectory length from all chains' draws."""
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc.averaging import (
+    DualAveraging,
+    Moments,
+    average_step,
+    estimate_variance,
+    no_moments,
+    start_dual_averaging,
+    update_dual_averaging,
+    update_moments,
+)
 from pyro_gebm.mcmc.integrators import trajectory
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning
+from pyro_gebm.mcmc.length import Length, start_length, update_length
+from pyro_gebm.mcmc.random import Generator, normal
 
 MAX_DOUBLINGS = 50
 """Limit of the step-size search: a flat potential accepts every step and would never end it."""
 
-MAX_LOG_STEP = 35.0
-"""Limit of |log ε|, where MAX_DOUBLINGS ends too: a flat potential would drive ε to infinity."""
 
+class Pending(NamedTuple):
+    """Acceptance since the last update of the step size, by chain, (C,) each."""
 
-class DualAveraging(NamedTuple):
-    """Nesterov's dual averaging of log ε (Hoffman and Gelman 2014, section 3.2)."""
-
-    log_step: Tensor
-    log_step_avg: Tensor
-    error_sum: Tensor
-    num: int
-    centre: Tensor
-    """log ε₀: where the search is drawn to."""
-
-
-class Moments(NamedTuple):
-    """Running count, mean and sum of squared deviations of the draws of all chains."""
-
-    num: int
-    mean: Tensor
-    squares: Tensor
+    accept: Tensor
+    """Sum over transitions of chains that have moved."""
+    counted: Tensor
+    """Transitions in that sum."""
+    finished: Tensor
+    """Transitions."""
 
 
 class Adaptation(NamedTuple):
@@ -41,59 +41,15 @@ class Adaptation(NamedTuple):
 
     dual: DualAveraging
     moments: Moments
+    """Of the draws of a window."""
+    gradients: Moments
+    """Of the gradients there."""
     moved: Tensor
     """Chains that have had a positive acceptance probability, (C,) bool."""
-
-
-def start_dual_averaging(step_size: Tensor) -> DualAveraging:
-    """Dual averaging started at ``step_size``, a scalar tensor."""
-    log_step, zero = step_size.log(), torch.zeros_like(step_size)
-    return DualAveraging(log_step, log_step, zero, 0, log_step)
-
-
-def update_dual_averaging(
-    dual: DualAveraging, accept_prob: Tensor, target_accept_prob: float
-) -> DualAveraging:
-    """One update from the mean acceptance of the batch.
-
-    Stan's constants but for γ, which is 0.05 there and made for the noise of one chain: with
-    the acceptance of many it drives ε into a two-cycle, whose average is too small (MALA
-    tuned to 0.574 ended at 0.76).
-    """
-    gamma, t0, kappa = 0.2, 10.0, 0.75
-    count = dual.num + 1
-    weight = 1.0 / (count + t0)
-    error_sum = (1 - weight) * dual.error_sum + weight * (target_accept_prob - accept_prob)
-    log_step = dual.centre - error_sum * math.sqrt(count) / gamma
-    log_step = log_step.clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
-    share = count**-kappa
-    log_step_avg = share * log_step + (1 - share) * dual.log_step_avg
-    return DualAveraging(log_step, log_step_avg, error_sum, count, dual.centre)
-
-
-def no_moments(z: Tensor) -> Moments:
-    """Moments of no draws, for positions ``z`` (C, D)."""
-    return Moments(0, torch.zeros_like(z[0]), torch.zeros_like(z[0]))
-
-
-def update_moments(moments: Moments, z: Tensor) -> Moments:
-    """Moments with one more draw of every chain, ``z`` (C, D) (Chan et al. 1979)."""
-    chains, count = len(z), moments.num + len(z)
-    batch_mean = z.mean(0)
-    shift = batch_mean - moments.mean
-    within = (z - batch_mean).square().sum(0)
-    return Moments(
-        count,
-        moments.mean + shift * (chains / count),
-        moments.squares + within + shift.square() * (moments.num * chains / count),
-    )
-
-
-def regularised_variance(moments: Moments) -> Tensor:
-    """Variance (D,), shrunk towards 1e-3 with the weight of five draws, as Stan does."""
-    count = moments.num
-    variance = moments.squares / max(count - 1, 1)
-    return variance * (count / (count + 5.0)) + 1e-3 * (5.0 / (count + 5.0))
+    pending: Pending
+    length: Length | None
+    rounds: int
+    """Transitions per chain so far, on average; where chains run freely they differ."""
 
 
 def window_ends(warmup_steps: int) -> list[int]:
@@ -123,29 +79,36 @@ def find_step_size(
     potential_fn: PotentialFn,
     state: KernelState,
     tuning: Tuning,
-    generator: torch.Generator,
+    generator: Generator,
+    groups: int = 1,
     target: float = 0.8,
 ) -> tuple[Tensor, int]:
-    """A step size at which one leapfrog step has about the median acceptance ``target``.
+    """Step sizes at which one leapfrog step has about the median acceptance ``target``.
 
-    Doubles or halves until the acceptance crosses ``target``; one gradient each time. The
-    median does not see a few chains that are stuck at bad starts.
+    Doubles or halves in each group of chains until the acceptance crosses ``target``; one
+    gradient each time. The median does not see a few chains that are stuck at bad starts.
 
     Returns:
-        The step size, a scalar tensor, and the gradient evaluations spent.
+        The step sizes, (C,), and the gradient evaluations spent.
     """
-    step = tuning.step_size.median()
-    direction, spent = 0, 0
-    while spent < MAX_DOUBLINGS:
+    step = tuning.step_size.view(groups, -1).median(1).values
+    direction = torch.zeros_like(step)
+    searching, spent = torch.ones_like(step, dtype=torch.bool), 0
+    while spent < MAX_DOUBLINGS and bool(searching.any()):
         spent += 1
-        trial = tuning._replace(step_size=step.expand_as(tuning.step_size))
-        _, info = trajectory(potential_fn, state, trial, 1, generator)
-        wanted = 1 if info.accept_prob.median() > target else -1
-        if direction == -wanted:
-            break
-        direction = wanted
-        step = step * 2.0**direction
-    return step, spent
+        trial = tuning._replace(step_size=_spread(step, tuning.step_size))
+        momentum = normal(state.z, generator)
+        accept = trajectory(potential_fn, state, trial, 1, momentum).info.accept_prob
+        wanted = torch.where(accept.view(groups, -1).median(1).values > target, 1.0, -1.0)
+        searching &= direction != -wanted
+        direction = torch.where(searching, wanted, direction)
+        step = torch.where(searching, step * 2.0**direction, step)
+    return _spread(step, tuning.step_size), spent
+
+
+def _spread(by_group: Tensor, like: Tensor) -> Tensor:
+    """A value per group, for each of its chains: (G,) -> (C,)."""
+    return by_group[:, None].expand(-1, len(like) // len(by_group)).reshape(len(like))
 
 
 def start_adaptation(
@@ -153,7 +116,8 @@ def start_adaptation(
     potential_fn: PotentialFn,
     state: KernelState,
     given: Tuning | None,
-    generator: torch.Generator,
+    generator: Generator,
+    groups: int = 1,
 ) -> tuple[Adaptation, Tuning, int]:
     """The given tuning, or a unit mass matrix with the kernel's step size or one searched for.
 
@@ -162,57 +126,153 @@ def start_adaptation(
     """
     spent = 0
     ones = torch.ones_like(state.potential_energy)
-    tuning = given or Tuning(ones * (kernel.step_size or 1.0), torch.ones_like(state.z[0]))
-    if given is None and kernel.step_size is None:
-        step, spent = find_step_size(potential_fn, state, tuning, generator)
-        tuning = tuning._replace(step_size=ones * step)
-    dual = start_dual_averaging(tuning.step_size[0])
-    moved = torch.zeros_like(ones, dtype=torch.bool)
-    return Adaptation(dual, no_moments(state.z), moved), tuning, spent
+    masses = torch.ones_like(state.z if groups > 1 else state.z[0])
+    tuning = given or Tuning(ones * (kernel.step_size or 1.0), masses)
+    if given is None and kernel.step_size is None and kernel.adapt_step_size:
+        own = kernel.level_potential(potential_fn)
+        step, spent = find_step_size(own, state, tuning, generator, groups)
+        tuning = tuning._replace(step_size=step)
+    length = None
+    if (first := kernel.first_length(tuning.step_size)) is not None:
+        first = first if tuning.trajectory_length is None else tuning.trajectory_length
+        length = start_length(first)
+        tuning = tuning._replace(trajectory_length=first)
+    adaptation = Adaptation(
+        dual=start_dual_averaging(tuning.step_size),
+        moments=no_moments(state.z, groups),
+        gradients=no_moments(state.z, groups),
+        moved=torch.zeros_like(ones, dtype=torch.bool),
+        pending=Pending(0 * ones, 0 * ones, 0 * ones),
+        length=length,
+        rounds=0,
+    )
+    return adaptation, tuning, spent
 
 
 def adapt(
     kernel: Kernel,
     adaptation: Adaptation,
     tuning: Tuning,
+    rows: Tensor,
     state: KernelState,
     info: Info,
     target_accept_prob: float,
 ) -> tuple[Adaptation, Tuning]:
-    """The next tuning from one warm-up transition; a non-finite proposal counts as acceptance 0.
+    """The next tuning from one transition of some chains; a divergence counts as acceptance 0.
 
     A chain that has never accepted, stuck at a bad start, has no say: with few chains its
     zeros would shrink the step of all others without end, and its place would pass for spread.
+
+    Args:
+        kernel: what is tuned.
+        adaptation: the state so far.
+        tuning: what the transition used.
+        rows: the chains that have made a transition, (R,).
+        state: where they are, R rows.
+        info: of their transitions, (R,) each.
+        target_accept_prob: what the step size is tuned to.
     """
-    dual, moments, moved = adaptation
-    moved = moved | (info.accept_prob > 0)
-    if kernel.adapt_step_size:
-        accept_prob = (info.accept_prob * moved).sum() / moved.sum().clamp(min=1)
-        dual = update_dual_averaging(dual, accept_prob, target_accept_prob)
-        tuning = tuning._replace(step_size=torch.ones_like(tuning.step_size) * dual.log_step.exp())
-    if moved.any():
-        moments = update_moments(moments, state.z[moved])
-    return Adaptation(dual, moments, moved), tuning
+    moved = adaptation.moved.index_put((rows,), adaptation.moved[rows] | (info.accept_prob > 0))
+    adaptation = adaptation._replace(moved=moved)
+    awake = moved[rows]
+    if awake.any() and kernel.adapt_mass_matrix:
+        adaptation = adaptation._replace(
+            moments=update_moments(adaptation.moments, state.z, awake),
+            gradients=update_moments(adaptation.gradients, state.z_grad, awake),
+        )
+    pending = _add(adaptation.pending, rows, info.accept_prob, awake)
+    adaptation = adaptation._replace(pending=pending)
+    due = _round_is_over(pending, moved)
+    if kernel.adapt_step_size and (due or kernel.step_size_per_chain):
+        means = _own_acceptance if kernel.step_size_per_chain else _mean_acceptance
+        accept, which = means(adaptation, rows, info.accept_prob)
+        dual = update_dual_averaging(adaptation.dual, accept, which, target_accept_prob)
+        adaptation = adaptation._replace(dual=dual)
+        tuning = tuning._replace(step_size=dual.log_step.exp())
+    if adaptation.length is not None and info.length_gradient is not None:
+        length = update_length(adaptation.length, info.length_gradient[0])
+        adaptation = adaptation._replace(length=length)
+        tuning = tuning._replace(trajectory_length=length.value())
+    return (_next_round(adaptation) if due else adaptation), tuning
+
+
+def _add(pending: Pending, rows: Tensor, accept: Tensor, awake: Tensor) -> Pending:
+    return Pending(
+        pending.accept.index_add(0, rows, accept * awake),
+        pending.counted.index_add(0, rows, awake.to(accept)),
+        pending.finished.index_add(0, rows, torch.ones_like(accept)),
+    )
+
+
+def _round_is_over(pending: Pending, moved: Tensor) -> bool:
+    """Every chain that moves has made a transition, on average; one that is stuck is quick."""
+    if bool(moved.any()):
+        return bool(pending.counted.sum() >= moved.sum())
+    return bool(pending.finished.sum() >= len(moved))
+
+
+def _next_round(adaptation: Adaptation) -> Adaptation:
+    fresh = Pending(*(torch.zeros_like(field) for field in adaptation.pending))
+    return adaptation._replace(pending=fresh, rounds=adaptation.rounds + 1)
+
+
+def _mean_acceptance(
+    adaptation: Adaptation, rows: Tensor, accept_prob: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean acceptance of its group since the last round, for every chain.
+
+    Where a group has chains that move but none of them has finished, there is nothing to learn.
+    """
+    groups = len(adaptation.moments.mean)
+    accept, counted, _ = (field.view(groups, -1).sum(1) for field in adaptation.pending)
+    known = (counted > 0) | ~adaptation.moved.view(groups, -1).any(1)
+    like = adaptation.moved
+    return _spread(accept / counted.clamp(min=1), like), _spread(known, like)
+
+
+def _own_acceptance(
+    adaptation: Adaptation, rows: Tensor, accept_prob: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The acceptance of the chains that have just finished, and which they are."""
+    zeros = torch.zeros_like(adaptation.pending.accept)
+    which = torch.zeros_like(adaptation.moved).index_fill(0, rows, True)
+    return zeros.index_put((rows,), accept_prob), which
 
 
 def close_window(
-    kernel: Kernel, adaptation: Adaptation, tuning: Tuning, state: KernelState
+    kernel: Kernel, adaptation: Adaptation, tuning: Tuning
 ) -> tuple[Adaptation, Tuning]:
     """The mass matrix of the window that ends, and dual averaging started afresh."""
-    if kernel.adapt_mass_matrix and adaptation.moments.num:
-        variance = regularised_variance(adaptation.moments)
-        variance = torch.where(variance.isfinite(), variance, tuning.inverse_mass_matrix)
+    moments = adaptation.moments
+    old = tuning.inverse_mass_matrix
+    if kernel.adapt_mass_matrix and moments.num:
+        groups = len(moments.mean)
+        before = old[None] if old.ndim == 1 else old[:: len(old) // groups]
+        variance = estimate_variance(moments, adaptation.gradients, before)
+        variance = variance[0] if old.ndim == 1 else _repeat(variance, len(old))
+        variance = torch.where(variance.isfinite(), variance, old)
         # The new scale changes what a step means: keep ε in units of the narrowest direction.
-        ratio = (tuning.inverse_mass_matrix / variance).max().sqrt()
+        ratio = (old / variance).amax(-1).sqrt()
         step_size = tuning.step_size * (ratio if kernel.adapt_step_size else 1.0)
-        tuning = Tuning(step_size, variance)
-    dual = start_dual_averaging(tuning.step_size[0])
-    return Adaptation(dual, no_moments(state.z), adaptation.moved), tuning
+        tuning = tuning._replace(step_size=step_size, inverse_mass_matrix=variance)
+        if adaptation.length is not None:
+            # Keep the trajectory in units of the widest direction, which decides its length.
+            value = adaptation.length.value() / (variance / old).amax().sqrt()
+            adaptation = adaptation._replace(length=start_length(value))
+            tuning = tuning._replace(trajectory_length=value)
+    dual = start_dual_averaging(tuning.step_size)
+    none = Moments(0, torch.zeros_like(moments.mean), torch.zeros_like(moments.squares))
+    return adaptation._replace(dual=dual, moments=none, gradients=none), tuning
+
+
+def _repeat(by_group: Tensor, chains: int) -> Tensor:
+    return by_group.repeat_interleave(chains // len(by_group), 0)
 
 
 def final_tuning(kernel: Kernel, adaptation: Adaptation, tuning: Tuning) -> Tuning:
-    """The tuning that sampling keeps: the averaged step size."""
-    if not kernel.adapt_step_size or adaptation.dual.num == 0:
-        return tuning
-    step = torch.ones_like(tuning.step_size) * adaptation.dual.log_step_avg.exp()
-    return tuning._replace(step_size=step)
+    """The tuning that sampling keeps: the averaged step size and trajectory length."""
+    if kernel.adapt_step_size:
+        tuning = tuning._replace(step_size=average_step(adaptation.dual))
+    if adaptation.length is not None:
+        tuning = tuning._replace(trajectory_length=adaptation.length.average())
+    return tuning

@@ -4,12 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-import torch
+from torch import Tensor
 
 from pyro_gebm._checks import check_count, check_in_range
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.integrators import trajectory
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select, uniform
+from pyro_gebm.mcmc.integrators import Proposal, trajectory
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select
+from pyro_gebm.mcmc.random import Generator, normal, shared_jitter, uniform
 
 
 @final
@@ -58,30 +59,39 @@ class HMC(Kernel):
         state: KernelState,
         tuning: Tuning,
         *,
-        generator: torch.Generator,
+        generator: Generator,
     ) -> tuple[KernelState, Info]:
         """One trajectory of every chain, all of the same number of steps."""
-        num_steps = self._draw_num_steps(tuning, generator)
-        return metropolis_trajectory(potential_fn, state, tuning, num_steps, generator)
-
-    def _draw_num_steps(self, tuning: Tuning, generator: torch.Generator) -> int:
-        draw = uniform(tuning.step_size[:1], generator).item()
+        draw = shared_jitter(generator)
         length = self.trajectory_length * (1 + self.jitter * (2 * draw - 1))
-        step_size = tuning.step_size.median().item()
-        if length >= self.max_num_steps * step_size:  # also a step that shrank to zero
-            return self.max_num_steps
-        # 1e-4: so that a length of exactly L steps is not rounded up to L + 1.
-        return max(1, math.ceil(length / step_size - 1e-4))
+        num_steps = count_steps(length, tuning.step_size, self.max_num_steps)
+        moved, proposal = metropolis(potential_fn, state, tuning, num_steps, generator)
+        return moved, with_length(proposal.info, tuning)
 
 
-def metropolis_trajectory(
+def count_steps(length: float, step_size: Tensor, max_num_steps: int) -> int:
+    """Steps of the median size that cover ``length``, between 1 and the limit."""
+    step = float(step_size.median())
+    if length >= max_num_steps * step:  # also a step that shrank to zero
+        return max_num_steps
+    # 1e-4: so that a length of exactly L steps is not rounded up to L + 1.
+    return max(1, math.ceil(length / step - 1e-4))
+
+
+def metropolis(
     potential_fn: PotentialFn,
     state: KernelState,
     tuning: Tuning,
     num_steps: int,
-    generator: torch.Generator,
-) -> tuple[KernelState, Info]:
+    generator: Generator,
+) -> tuple[KernelState, Proposal]:
     """Fresh momentum, ``num_steps`` leapfrog steps, one accept/reject per chain."""
-    proposal, info = trajectory(potential_fn, state, tuning, num_steps, generator)
-    accept = uniform(info.accept_prob, generator) < info.accept_prob
-    return select(accept, proposal, state), info
+    momentum = normal(state.z, generator)
+    proposal = trajectory(potential_fn, state, tuning, num_steps, momentum)
+    accept = uniform(state.potential_energy, generator) < proposal.info.accept_prob
+    return select(accept, proposal.state, state), proposal
+
+
+def with_length(info: Info, tuning: Tuning) -> Info:
+    """Info that tells the length of its trajectory, L ε."""
+    return info._replace(trajectory_length=info.num_steps * tuning.step_size)

@@ -1,21 +1,24 @@
 """What every kernel shares: State for the next step, Info for the reader, Tuning for adaptation."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from pyro_gebm._checks import check_in_range
 from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc.random import Generator
+from pyro_gebm.mcmc.reference import Reference
 
 DIVERGENCE_THRESHOLD = 1000.0
 """Energy error (nats) from which a trajectory counts as diverging, as in Stan and Pyro."""
 
 
 class KernelState(NamedTuple):
-    """A position and everything computed at it; accept/reject selects all three at once."""
+    """A position and everything computed at it; accept/reject selects all of it at once."""
 
     z: Tensor
     """Position, (C, D)."""
@@ -23,6 +26,8 @@ class KernelState(NamedTuple):
     """U(z), minus the log density up to a constant, (C,)."""
     z_grad: Tensor
     """Gradient of U at z, (C, D)."""
+    momentum: Tensor | None = None
+    """Of kernels that keep one between steps, in units where its energy is |p|²/2, (C, D)."""
 
 
 class Info(NamedTuple):
@@ -35,7 +40,7 @@ class Info(NamedTuple):
     num_steps: Tensor
     """Gradient evaluations that the transition used, (C,) int64."""
     hamiltonian: Tensor | None = None
-    """H = U(z) + rᵀM⁻¹r/2 at the start of the trajectory, (C,), nats."""
+    """H = U(z) + |p|²/2 at the start of the trajectory, (C,), nats."""
     energy_error: Tensor | None = None
     """H(proposal) - H(start), (C,), nats."""
     tree_depth: Tensor | None = None
@@ -44,6 +49,14 @@ class Info(NamedTuple):
     """NUTS: energy error of largest size met in the tree, (C,), nats."""
     reached_max_treedepth: Tensor | None = None
     """NUTS: the tree stopped at its depth limit, (C,) bool."""
+    trajectory_length: Tensor | None = None
+    """HMC and ChEES: L ε of the transition, (C,), in scaled coordinates."""
+    length_gradient: Tensor | None = None
+    """ChEES in warm-up: d/d log τ of its criterion, the same for all chains, (C,)."""
+    global_accept_prob: Tensor | None = None
+    """Probability of leaving by a global move, (C,); NaN where none was tried."""
+    swap_accept_prob: Tensor | None = None
+    """Replica exchange: acceptance of the exchange with the next hotter level, (C,)."""
 
 
 class Tuning(NamedTuple):
@@ -52,7 +65,13 @@ class Tuning(NamedTuple):
     step_size: Tensor
     """Leapfrog step ε, (C,); Langevin kernels take γ = ε²/2."""
     inverse_mass_matrix: Tensor
-    """Diagonal of M⁻¹, an estimate of the posterior variances, (D,)."""
+    """Diagonal of M⁻¹, an estimate of the posterior variances, (D,), or (C, D) by chain."""
+    trajectory_length: Tensor | None = None
+    """ChEES: longest L ε, a scalar."""
+
+    def scale(self) -> Tensor:
+        """ε M^(-1/2), (C, D): how far a momentum of one moves a chain in a step."""
+        return self.step_size[:, None] * self.inverse_mass_matrix.sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +85,7 @@ class Kernel(ABC):
         step_size: leapfrog step ε to start from; ``None`` searches for one.
         adapt_step_size: let warm-up change the step size (dual averaging).
         adapt_mass_matrix: let warm-up estimate the diagonal mass matrix.
+        step_size_per_chain: adapt a step size for each chain by itself instead of one for all.
 
     Raises:
         ValueError: ``step_size`` is not a positive finite number.
@@ -77,10 +97,21 @@ class Kernel(ABC):
     step_size: float | None = None
     adapt_step_size: bool = True
     adapt_mass_matrix: bool = True
+    step_size_per_chain: bool = False
 
     def __post_init__(self) -> None:
         if self.step_size is not None:
             check_in_range("step_size", self.step_size, 0.0, open_low=True)
+
+    @property
+    def name(self) -> str:
+        """What tables and attributes call it."""
+        return type(self).__name__
+
+    @property
+    def num_levels(self) -> int:
+        """Chains of the batch per chain of the result: those of the last level are kept."""
+        return 1
 
     def init(self, potential_fn: PotentialFn, z: Tensor) -> KernelState:
         """State at ``z`` (C, D): one evaluation of the potential and its gradient."""
@@ -90,6 +121,18 @@ class Kernel(ABC):
         """The kernel that warm-up runs in place of this one: itself, unless said otherwise."""
         return self
 
+    def bind(self, reference: Reference | None) -> "Kernel":
+        """The kernel with the reference that it proposes from, if it does: most do not."""
+        return self
+
+    def level_potential(self, potential_fn: PotentialFn) -> PotentialFn:
+        """What trajectories see: the target, unless a kernel has levels of its own."""
+        return potential_fn
+
+    def first_length(self, step_size: Tensor) -> Tensor | None:
+        """The trajectory length that warm-up starts to learn from; ``None``: nothing to learn."""
+        return None
+
     @abstractmethod
     def step(
         self,
@@ -97,7 +140,7 @@ class Kernel(ABC):
         state: KernelState,
         tuning: Tuning,
         *,
-        generator: torch.Generator,
+        generator: Generator,
     ) -> tuple[KernelState, Info]:
         """One transition of every chain; leaves exp(-potential_fn) invariant."""
 
@@ -131,45 +174,47 @@ def select(mask: Tensor, chosen: S, other: S) -> S:
     """Per chain, every field of ``chosen`` where ``mask`` (C,) holds, else of ``other``."""
 
     def pick(a: object, b: object) -> object:
-        if isinstance(a, tuple):
-            return type(a)(*map(pick, a, b))  # type: ignore[call-overload]
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             return torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
         return a
 
-    return pick(chosen, other)  # type: ignore[return-value]
+    return _rebuilt(chosen, map(pick, chosen, other))
 
 
-def draw_momentum(state: KernelState, tuning: Tuning, generator: torch.Generator) -> Tensor:
-    """Momentum r ~ N(0, M), (C, D)."""
-    noise = torch.randn(
-        state.z.shape, generator=generator, dtype=state.z.dtype, device=state.z.device
-    )
-    return noise * tuning.inverse_mass_matrix.rsqrt()
+def take_rows(values: S, rows: Tensor) -> S:
+    """Every field of some chains."""
+    return _rebuilt(values, (None if v is None else v[rows] for v in values))
 
 
-def hamiltonian(potential_energy: Tensor, momentum: Tensor, inverse_mass: Tensor) -> Tensor:
-    """H(z, r) = U(z) + rᵀ M⁻¹ r / 2, (C,)."""
-    return potential_energy + 0.5 * (momentum.square() * inverse_mass).sum(-1)
+def put_rows(values: S, rows: Tensor, chosen: S) -> S:
+    """Every field, with that of some chains replaced: a copy."""
+    pairs = zip(values, chosen, strict=True)
+    return _rebuilt(values, (v if v is None else v.index_copy(0, rows, c) for v, c in pairs))
 
 
-def draw_seed(generator: torch.Generator) -> int:
-    """A seed for another generator, which then draws without moving this one any further."""
-    return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+def last_rows(values: S, count: int) -> S:
+    """Every field of the last chains of a batch."""
+    return _rebuilt(values, (None if v is None else v[-count:] for v in values))
 
 
-def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """U(0, 1) noise of the shape, dtype and device of ``like``."""
-    return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+def _rebuilt(like: S, fields: Iterable[Any]) -> S:
+    return type(like)(*fields)
 
 
-def acceptance(energy_error: Tensor, end: KernelState) -> tuple[Tensor, Tensor]:
+def kinetic_energy(momentum: Tensor) -> Tensor:
+    """|p|²/2, (C,), of momenta scaled to p = M^(-1/2) r ~ N(0, I)."""
+    energy: Tensor = 0.5 * torch.linalg.vecdot(momentum, momentum)
+    return energy
+
+
+def acceptance(energy_error: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Acceptance probability min(1, exp(-ΔH)) and the divergence flag, (C,) each.
 
-    A NaN or infinite position, potential or gradient at ``end`` has probability 0 and counts
-    as diverging, and so does an energy error above 1,000 nats.
+    A NaN or infinite position, potential or gradient has probability 0 and counts as
+    diverging, and so does an energy error above 1,000 nats. The momentum has gone through the
+    gradient and the error through both, so that position and error tell of all.
     """
-    # A sum is non-finite as soon as one term is: one pass instead of three.
-    finite = torch.isfinite(end.potential_energy + end.z.sum(-1) + end.z_grad.sum(-1))
-    diverging = ~(energy_error <= DIVERGENCE_THRESHOLD) | ~finite
-    return torch.where(diverging, 0.0, (-energy_error).exp().clamp(max=1.0)), diverging
+    # A position that is not finite makes the error so: 0 · inf is NaN.
+    error = torch.add(energy_error, z.sum(-1), alpha=0)
+    diverging = torch.logical_not((error <= DIVERGENCE_THRESHOLD).logical_and_(error > -torch.inf))
+    return error.neg_().exp_().clamp_(max=1.0).masked_fill_(diverging, 0.0), diverging

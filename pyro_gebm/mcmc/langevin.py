@@ -1,14 +1,13 @@
-"""Langevin kernels: one leapfrog step with fresh momentum, with and without correction."""
+"""Overdamped Langevin kernels: one leapfrog step with fresh momentum, corrected or not."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
-
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.hmc import metropolis_trajectory
+from pyro_gebm.mcmc.hmc import metropolis
 from pyro_gebm.mcmc.integrators import trajectory
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select
+from pyro_gebm.mcmc.random import Generator, normal
 
 
 @final
@@ -33,10 +32,21 @@ class MALA(Kernel):
         state: KernelState,
         tuning: Tuning,
         *,
-        generator: torch.Generator,
+        generator: Generator,
     ) -> tuple[KernelState, Info]:
         """One proposal of every chain; one gradient."""
-        return metropolis_trajectory(potential_fn, state, tuning, 1, generator)
+        moved, proposal = metropolis(potential_fn, state, tuning, 1, generator)
+        return moved, proposal.info
+
+
+def warming_mala(kernel: Kernel) -> MALA:
+    """MALA with the settings of an unadjusted kernel, which can run off while it is tuned."""
+    return MALA(
+        step_size=kernel.step_size,
+        adapt_step_size=kernel.adapt_step_size,
+        adapt_mass_matrix=kernel.adapt_mass_matrix,
+        step_size_per_chain=kernel.step_size_per_chain,
+    )
 
 
 @final
@@ -58,11 +68,7 @@ class Langevin(Kernel):
 
     def for_warmup(self) -> Kernel:
         """MALA with the same settings."""
-        return MALA(
-            step_size=self.step_size,
-            adapt_step_size=self.adapt_step_size,
-            adapt_mass_matrix=self.adapt_mass_matrix,
-        )
+        return warming_mala(self)
 
     def step(
         self,
@@ -70,8 +76,9 @@ class Langevin(Kernel):
         state: KernelState,
         tuning: Tuning,
         *,
-        generator: torch.Generator,
+        generator: Generator,
     ) -> tuple[KernelState, Info]:
         """One move of every chain; one gradient."""
-        proposal, info = trajectory(potential_fn, state, tuning, 1, generator)
+        momentum = normal(state.z, generator)
+        proposal, _, info = trajectory(potential_fn, state, tuning, 1, momentum)
         return select(info.diverging, state, proposal), info

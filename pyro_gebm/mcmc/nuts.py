@@ -1,4 +1,4 @@
-"""The No-U-Turn sampler, iterative and batched: every chain grows a tree, in lock-step."""
+"""The No-U-Turn sampler, iterative and batched: every chain grows a tree of its own."""
 
 from dataclasses import dataclass
 from typing import final
@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from pyro_gebm._checks import check_count
+from pyro_gebm._checks import check_count, check_in_range
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.integrators import leapfrog
 from pyro_gebm.mcmc.kernel import (
@@ -15,12 +15,35 @@ from pyro_gebm.mcmc.kernel import (
     KernelState,
     Tuning,
     acceptance,
-    draw_momentum,
-    draw_seed,
-    hamiltonian,
-    select,
+    kinetic_energy,
+    take_rows,
 )
-from pyro_gebm.mcmc.tree import Growth, Leaf, Phase, Span, Tree
+from pyro_gebm.mcmc.random import Generator, Streams, draw_seed, normal, uniform
+from pyro_gebm.mcmc.tree import (
+    ACCEPT,
+    DEPTH,
+    DRAW,
+    DRAW_ERROR,
+    EDGE,
+    ENERGY,
+    LEAF,
+    LEFT,
+    RIGHT,
+    STEP,
+    STEPS,
+    SUB,
+    SUB_DRAW,
+    SUB_ERROR,
+    SUB_WEIGHT,
+    WEIGHT,
+    WORST,
+    Tree,
+    checkpoint_table,
+    momentum_of,
+    new_trees,
+    pack,
+    unpack,
+)
 
 
 @final
@@ -30,7 +53,8 @@ class NUTS(Kernel):
 
     The tree is grown iteratively, with the momenta of open subtrees kept in O(max_tree_depth)
     memory (Phan, Pradhan and Jankowiak 2019), so that a batch of chains grows its trees side
-    by side with masks. The batch waits for its deepest tree.
+    by side. ``step`` waits for the deepest tree of the batch; a run does not: a chain whose
+    tree is finished stores its draw and starts the next one at the next step of the batch.
 
     Args:
         max_tree_depth: at most 2**max_tree_depth - 1 leapfrog steps a draw.
@@ -55,6 +79,7 @@ class NUTS(Kernel):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("max_tree_depth", self.max_tree_depth)
+        check_in_range("max_tree_depth", self.max_tree_depth, 1, 20)
 
     def step(
         self,
@@ -62,193 +87,185 @@ class NUTS(Kernel):
         state: KernelState,
         tuning: Tuning,
         *,
-        generator: torch.Generator,
+        generator: Generator,
     ) -> tuple[KernelState, Info]:
-        """One tree of every chain."""
-        # The batch draws until its deepest tree ends: from a generator of this transition's
-        # own, so that no chain's next transition depends on the depth of another's tree.
-        generator = torch.Generator(generator.device).manual_seed(draw_seed(generator))
-        tree = plant(state, tuning, self.max_tree_depth, generator)
-        while not bool(tree.done.all()):
-            tree = grow(potential_fn, tree, tuning, self.max_tree_depth, generator)
-        return tree.span.draw.state, self._info(tree)
-
-    def _info(self, tree: Tree) -> Info:
-        return Info(
-            accept_prob=tree.sum_accept / tree.num_steps,
-            diverging=tree.diverging,
-            hamiltonian=tree.initial_energy,
-            num_steps=tree.num_steps,
-            energy_error=tree.span.draw.error,
-            tree_depth=tree.depth,
-            max_energy_error=tree.max_energy_error,
-            reached_max_treedepth=tree.depth >= self.max_tree_depth,
+        """One tree of every chain; what is done early grows on and is not looked at."""
+        # The batch draws until its deepest tree ends: from streams of this transition's own,
+        # so that no chain's next transition depends on the depth of another's tree.
+        streams = Streams(draw_seed(generator), len(state.z), state.z.device)
+        every = torch.arange(len(state.z), device=state.z.device)
+        tree = new_trees(state, self.max_tree_depth)
+        plant_(
+            tree,
+            every,
+            state,
+            tuning,
+            normal(state.z, streams),
+            uniform(state.potential_energy, streams),
         )
+        waiting, batch_step = torch.ones_like(tree.done), 0
+        result = harvest(tree, every, self.max_tree_depth)
+        while bool(waiting.any()):
+            noise = tree_noise(state.potential_energy, streams.at(batch_step))
+            grow_(potential_fn, tree, tuning, noise)
+            rows = tree.done.nonzero()[:, 0]
+            if len(rows):
+                draws, info = harvest(tree, rows, self.max_tree_depth)
+                keep = waiting[rows]
+                _write(result, rows[keep], (take_rows(draws, keep), take_rows(info, keep)))
+                momentum = normal(state.z, streams)[rows]
+                plant_(tree, rows, draws, tuning, momentum, noise[3, rows])
+                waiting[rows] = False
+            batch_step += 1
+        return result
 
 
-def plant(
-    state: KernelState, tuning: Tuning, max_tree_depth: int, generator: torch.Generator
-) -> Tree:
-    """A tree of one leaf, the current state with a fresh momentum."""
-    momentum = draw_momentum(state, tuning, generator)
-    energy = hamiltonian(state.potential_energy, momentum, tuning.inverse_mass_matrix)
-    start = Phase(state, momentum)
-    zeros = torch.zeros_like(energy)
-    count = torch.zeros_like(energy, dtype=torch.int64)
-    no = torch.zeros_like(energy, dtype=torch.bool)
-    forward = torch.rand(energy.shape, generator=generator, device=energy.device) < 0.5
-    return Tree(
-        initial_energy=energy,
-        left=start,
-        right=start,
-        span=Span(Leaf(state, zeros), zeros, momentum),
-        growth=sprout(start, max_tree_depth),
-        forward=forward,
-        depth=count,
-        sum_accept=zeros,
-        num_steps=count,
-        max_energy_error=zeros,
-        diverging=no,
-        done=no,
-    )
+def _write(
+    result: tuple[KernelState, Info], rows: Tensor, values: tuple[KernelState, Info]
+) -> None:
+    for field, value in zip((*result[0], *result[1]), (*values[0], *values[1]), strict=True):
+        if field is not None and value is not None:
+            field[rows] = value
 
 
-def sprout(edge: Phase, max_tree_depth: int) -> Growth:
-    """A subtree without leaves, to grow from ``edge``."""
-    empty = torch.full_like(edge.state.potential_energy, -torch.inf)
-    span = Span(Leaf(edge.state, empty), empty, torch.zeros_like(edge.momentum))
-    leaf = torch.zeros_like(empty, dtype=torch.int64)
-    chains, dim = edge.momentum.shape
-    checkpoints = edge.momentum.new_zeros(chains, max_tree_depth, dim)
-    return Growth(edge, span, leaf, checkpoints, checkpoints)
+def tree_noise(like: Tensor, generator: Generator) -> Tensor:
+    """Uniforms of one step of the batch, (4, C): leaf, join, next direction, first direction."""
+    return uniform(like[:, None].expand(-1, 4), generator).T
 
 
-def grow(
-    potential_fn: PotentialFn,
-    tree: Tree,
-    tuning: Tuning,
-    max_tree_depth: int,
-    generator: torch.Generator,
-) -> Tree:
+def plant_(
+    tree: Tree, rows: Tensor, state: KernelState, tuning: Tuning, momentum: Tensor, way: Tensor
+) -> None:
+    """Start the trees of some chains at ``state`` (R rows) with ``momentum`` and a direction."""
+    tree.points[rows] = pack(state, momentum)[:, None]
+    energy = state.potential_energy + kinetic_energy(momentum)
+    numbers = energy.new_zeros(len(rows), 8)
+    numbers[:, ENERGY] = energy
+    numbers[:, SUB_WEIGHT] = -torch.inf
+    step_size = tuning.step_size[rows]
+    numbers[:, STEP] = torch.where(way < 0.5, step_size, -step_size)
+    tree.numbers[rows] = numbers
+    tree.sums[rows] = torch.stack([momentum, torch.zeros_like(momentum)], 1)
+    tree.counts[rows] = 0
+    tree.fresh[rows] = False
+
+
+def grow_(potential_fn: PotentialFn, tree: Tree, tuning: Tuning, noise: Tensor) -> None:
     """One leapfrog step of every chain; a subtree that is whole joins its tree.
 
-    A chain that is done stands still: its step is zero, and nothing of it that is read later
-    changes.
+    Args:
+        potential_fn: (C, D) -> (C,).
+        tree: the trees, changed in place.
+        tuning: its mass matrix is read; steps are those that the trees were planted with.
+        noise: of ``tree_noise``.
     """
-    noise = torch.rand(
-        (3, *tree.depth.shape),
-        generator=generator,
-        dtype=tree.initial_energy.dtype,
-        device=tree.depth.device,
-    )
-    step = torch.where(tree.forward, tuning.step_size, -tuning.step_size)
-    step = torch.where(tree.done, 0.0, step)
-    old = tree.growth.edge
-    edge = Phase(*leapfrog(potential_fn, old.state, old.momentum, step, tuning))
-    tree, error = record(tree, edge, tuning)
-    growth, turning = add_leaf(tree.growth, edge, error, noise[0], tuning)
-    failed = tree.done | turning | tree.diverging
-    whole = (growth.leaf == 2**tree.depth) & ~failed
-    tree = tree._replace(growth=growth, done=failed)
-    if not bool(whole.any()):
-        return tree
-    return select(whole, join(tree, noise[1], noise[2], tuning, max_tree_depth), tree)
+    scale = tree.numbers[:, STEP, None] * tuning.inverse_mass_matrix.sqrt()
+    start, momentum = unpack(tree.points[:, EDGE])
+    state, momentum = leapfrog(potential_fn, start, momentum, scale)
+    edge = pack(state, momentum)
+    tree.points[:, EDGE] = edge
+    error = record_(tree, state, momentum)
+    turning = add_leaf_(tree, edge, momentum, error, noise[0])
+    done = turning.logical_or_(tree.diverging).logical_or_(tree.fresh)
+    tree.done.copy_(done)
+    whole = (tree.counts[:, LEAF] == torch.exp2(tree.counts[:, DEPTH])).logical_and_(~done)
+    rows = whole.nonzero()[:, 0]
+    if len(rows):
+        join_(tree, rows, noise[1, rows], noise[2, rows])
 
 
-def record(tree: Tree, edge: Phase, tuning: Tuning) -> tuple[Tree, Tensor]:
-    """Counts and statistics of the newest leaf, and its energy error H - H₀ (+inf where bad)."""
-    energy = hamiltonian(edge.state.potential_energy, edge.momentum, tuning.inverse_mass_matrix)
-    error = energy - tree.initial_energy
-    accept_prob, diverging = acceptance(error, edge.state)
-    error = torch.where(diverging, torch.inf, error)
-    active = ~tree.done
-    larger = (error.abs() > tree.max_energy_error.abs()) & active
-    tree = tree._replace(
-        sum_accept=tree.sum_accept + accept_prob * active,
-        num_steps=tree.num_steps + active,
-        max_energy_error=torch.where(larger, error, tree.max_energy_error),
-        diverging=torch.where(active, diverging, tree.diverging),
-    )
-    return tree, error
+def record_(tree: Tree, state: KernelState, momentum: Tensor) -> Tensor:
+    """Counts and statistics of the newest leaves; their energy errors (+inf where bad)."""
+    numbers = tree.numbers
+    error = state.potential_energy + kinetic_energy(momentum) - numbers[:, ENERGY]
+    accept_prob, diverging = acceptance(error, state.z)
+    error = error.masked_fill_(diverging, torch.inf)
+    numbers[:, ACCEPT].add_(accept_prob)
+    worst = numbers[:, WORST]
+    worst.copy_(torch.where(error.abs() > worst.abs(), error, worst))
+    tree.counts[:, STEPS].add_(1)
+    tree.diverging.copy_(diverging)
+    return error
 
 
-def add_leaf(
-    growth: Growth, edge: Phase, error: Tensor, noise: Tensor, tuning: Tuning
-) -> tuple[Growth, Tensor]:
-    """The subtree with one more leaf, and whether any binary subtree that it closes turns."""
-    log_weight = torch.logaddexp(growth.span.log_weight, -error)
+def add_leaf_(tree: Tree, edge: Tensor, momentum: Tensor, error: Tensor, noise: Tensor) -> Tensor:
+    """One more leaf for the subtrees: whether any binary subtree that it closes turns, (C,)."""
+    weight, leaf = tree.numbers[:, SUB_WEIGHT], tree.counts[:, LEAF]
+    log_weight = torch.logaddexp(weight, -error)
+    weight.copy_(log_weight)
     # Multinomial draw, streamed: each leaf replaces the draw with its share of the weight.
-    take = noise < (-error - log_weight).exp()
-    momentum_sum = growth.span.momentum_sum + edge.momentum
-    draw = select(take, Leaf(edge.state, error), growth.span.draw)
-    span = Span(draw, log_weight, momentum_sum)
-    growth = growth._replace(edge=edge, span=span)
+    rows = (noise < (log_weight.add_(error).neg_()).exp_()).nonzero()[:, 0]
+    tree.points[rows, SUB_DRAW] = edge[rows]
+    tree.numbers[rows, SUB_ERROR] = error[rows]
+    total = tree.sums[:, SUB].add_(momentum)
 
-    slot, closes = checkpoint_slots(growth.leaf, growth.checkpoint_sum.shape[1])
-    first, before = growth.checkpoint_momentum, growth.checkpoint_sum
-    spanned = momentum_sum[:, None] - before + first
-    turning = turns(first, edge.momentum[:, None], spanned, tuning.inverse_mass_matrix)
-    growth = growth._replace(
-        leaf=growth.leaf + 1,
-        checkpoint_momentum=torch.where(slot[..., None], edge.momentum[:, None], first),
-        checkpoint_sum=torch.where(slot[..., None], momentum_sum[:, None], before),
-    )
-    return growth, (turning & closes).any(-1)
-
-
-def checkpoint_slots(leaf: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
-    """Where an even leaf is stored, and the stored leaves that an odd leaf closes a subtree with.
-
-    With the leaves of a subtree numbered from 0, leaf n opens or closes binary subtrees; those
-    still open are told apart by the 1-bits of n // 2, and an odd n closes as many as it has
-    trailing 1-bits.
-
-    Returns:
-        Two masks (C, num_slots).
-    """
-    places = torch.arange(num_slots, device=leaf.device)
-    bits = (leaf[:, None] >> places) & 1
-    last = bits[:, 1:].sum(-1, keepdim=True)
-    closed = bits.cumprod(-1).sum(-1, keepdim=True)
-    even = bits[:, :1] == 0
-    stores = even & (places == last)
-    return stores, ~even & (places <= last) & (places > last - closed)
+    slot, closes = checkpoint_table(tree.num_slots, error.device)
+    middle = torch.add(total, momentum, alpha=-0.5)
+    place = (tree.every, slot[leaf])
+    tree.first.index_put_(place, momentum)
+    tree.before.index_put_(place, middle)
+    chain, opened = closes[leaf].nonzero(as_tuple=True)
+    leaf.add_(1)
+    turning = torch.zeros_like(tree.done)
+    if len(chain):
+        spanned = middle[chain] - tree.before[chain, opened]
+        turned = turns(tree.first[chain, opened], momentum[chain], spanned)
+        turning[chain[turned]] = True
+    return turning
 
 
-def turns(first: Tensor, last: Tensor, momentum_sum: Tensor, inverse_mass: Tensor) -> Tensor:
+def turns(first: Tensor, last: Tensor, middle: Tensor) -> Tensor:
     """U-turn criterion of Betancourt (2017) over the last dimension; symmetric in time.
 
-    Half of each end is left out of the sum, as in Pyro and NumPyro: it makes the sum an
-    approximation of (position difference)/ε by the trapezoidal rule.
+    ``middle`` is the sum of the momenta with half of each end left out, as in Pyro and
+    NumPyro: an approximation of (position difference)/ε by the trapezoidal rule.
     """
-    middle = momentum_sum - 0.5 * (first + last)
-    velocity = inverse_mass * middle
-    return ((velocity * first).sum(-1) <= 0) | ((velocity * last).sum(-1) <= 0)
+    ahead = torch.linalg.vecdot(middle, first), torch.linalg.vecdot(middle, last)
+    return torch.minimum(*ahead) <= 0
 
 
-def join(
-    tree: Tree, draw_noise: Tensor, way_noise: Tensor, tuning: Tuning, max_tree_depth: int
-) -> Tree:
-    """The tree doubled by its whole subtree, and the next subtree started."""
-    new = tree.growth.span
+def join_(tree: Tree, rows: Tensor, draw_noise: Tensor, way_noise: Tensor) -> None:
+    """Double some trees by their whole subtrees, and start the next subtrees."""
+    numbers, points = tree.numbers[rows], tree.points[rows]
+    new, old = numbers[:, SUB_WEIGHT], numbers[:, WEIGHT]
+    forward = numbers[:, STEP, None] > 0
     # Biased towards the new half (Betancourt 2017, A.3.2), for longer moves.
-    take = draw_noise < (new.log_weight - tree.span.log_weight).exp()
-    span = Span(
-        select(take, new.draw, tree.span.draw),
-        torch.logaddexp(tree.span.log_weight, new.log_weight),
-        tree.span.momentum_sum + new.momentum_sum,
+    take = draw_noise < (new - old).exp()
+    left = torch.where(forward, points[:, LEFT], points[:, EDGE])
+    right = torch.where(forward, points[:, EDGE], points[:, RIGHT])
+    draw = torch.where(take[:, None], points[:, SUB_DRAW], points[:, DRAW])
+    total = tree.sums[rows].sum(1)
+    first, last = momentum_of(left), momentum_of(right)
+    turning = turns(first, last, total.add(first + last, alpha=-0.5))
+
+    way = way_noise < 0.5
+    edge = torch.where(way[:, None], right, left)
+    tree.points[rows] = torch.stack([left, right, draw, edge, edge], 1)
+    step = numbers[:, STEP].abs()
+    numbers[:, DRAW_ERROR] = torch.where(take, numbers[:, SUB_ERROR], numbers[:, DRAW_ERROR])
+    numbers[:, WEIGHT] = torch.logaddexp(old, new)
+    numbers[:, SUB_WEIGHT] = -torch.inf
+    numbers[:, STEP] = torch.where(way, step, -step)
+    tree.numbers[rows] = numbers
+    tree.sums[rows] = torch.stack([total, torch.zeros_like(total)], 1)
+    depth = tree.counts[rows, DEPTH] + 1
+    tree.counts[rows, DEPTH] = depth
+    tree.counts[rows, LEAF] = 0
+    tree.done[rows] = turning | (depth >= tree.num_slots)
+
+
+def harvest(tree: Tree, rows: Tensor, max_tree_depth: int) -> tuple[KernelState, Info]:
+    """Draws and what is told of them, of chains whose trees are finished: copies."""
+    numbers, counts = tree.numbers[rows], tree.counts[rows]
+    depth, num_steps = counts[:, DEPTH], counts[:, STEPS]
+    info = Info(
+        accept_prob=numbers[:, ACCEPT] / num_steps.clamp(min=1),
+        diverging=tree.diverging[rows],
+        num_steps=num_steps,
+        hamiltonian=numbers[:, ENERGY],
+        energy_error=numbers[:, DRAW_ERROR],
+        tree_depth=depth,
+        max_energy_error=numbers[:, WORST],
+        reached_max_treedepth=depth >= max_tree_depth,
     )
-    left = select(tree.forward, tree.left, tree.growth.edge)
-    right = select(tree.forward, tree.growth.edge, tree.right)
-    turning = turns(left.momentum, right.momentum, span.momentum_sum, tuning.inverse_mass_matrix)
-    depth = tree.depth + 1
-    forward = way_noise < 0.5
-    return tree._replace(
-        left=left,
-        right=right,
-        span=span,
-        growth=sprout(select(forward, right, left), max_tree_depth),
-        forward=forward,
-        depth=depth,
-        done=turning | (depth >= max_tree_depth),
-    )
+    return unpack(tree.points[rows, DRAW])[0], info

@@ -1,65 +1,117 @@
-"""What NUTS grows: the parts of a trajectory while it doubles, for all chains of a batch."""
+"""The trees that NUTS grows, one for each chain of a batch, updated in place.
 
+What belongs together lies in one tensor, so that a chain's tree is started, joined or read by
+a handful of operations: the cost of a step of the batch is in their number. A point of phase
+space, with all that the next leapfrog step needs, is a row of 3D + 1 numbers: position,
+gradient, momentum, potential.
+"""
+
+from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pyro_gebm.mcmc.kernel import KernelState
 
-
-class Phase(NamedTuple):
-    """A point of phase space, with what the next leapfrog step needs."""
-
-    state: KernelState
-    momentum: Tensor
-    """(C, D)."""
-
-
-class Leaf(NamedTuple):
-    """A candidate for the draw."""
-
-    state: KernelState
-    error: Tensor
-    """H - H₀, (C,)."""
-
-
-class Span(NamedTuple):
-    """A stretch of trajectory and the draw chosen from it."""
-
-    draw: Leaf
-    log_weight: Tensor
-    """log Σ exp(H₀ - H) over the leaves, (C,)."""
-    momentum_sum: Tensor
-    """Σ r over the leaves, (C, D)."""
-
-
-class Growth(NamedTuple):
-    """The subtree being grown, a leaf per leapfrog step (Phan et al. 2019, appendix A)."""
-
-    edge: Phase
-    """The newest leaf, from which the next step starts."""
-    span: Span
-    leaf: Tensor
-    """Leaves grown so far, (C,) int64; the subtree is whole at 2^depth."""
-    checkpoint_momentum: Tensor
-    """r at the first leaf of each binary subtree still open, (C, K, D)."""
-    checkpoint_sum: Tensor
-    """momentum_sum there, (C, K, D)."""
+LEFT, RIGHT, DRAW, EDGE, SUB_DRAW = range(5)
+ENERGY, DRAW_ERROR, WEIGHT, SUB_ERROR, SUB_WEIGHT, STEP, ACCEPT, WORST = range(8)
+LEAF, DEPTH, STEPS = range(3)
+WHOLE, SUB = range(2)
 
 
 class Tree(NamedTuple):
-    """The trajectory of every chain while it doubles."""
+    """The trajectory of every chain while it doubles; its tensors are its own."""
 
-    initial_energy: Tensor
-    left: Phase
-    right: Phase
-    span: Span
-    growth: Growth
-    forward: Tensor
-    """The subtree grows to the right, (C,) bool."""
-    depth: Tensor
-    sum_accept: Tensor
-    num_steps: Tensor
-    max_energy_error: Tensor
+    points: Tensor
+    """Leftmost and rightmost point, the draw chosen so far, the newest leaf of the subtree (the
+    edge, from which the next step starts), and the draw chosen from the subtree,
+    (C, 5, 3D + 1)."""
+    numbers: Tensor
+    """H₀; H - H₀ of the draw; log Σ exp(H₀ - H) over the leaves; the same two of the subtree;
+    signed step ε; Σ acceptance probability; H - H₀ of largest size, (C, 8)."""
+    counts: Tensor
+    """Leaves of the subtree (it is whole at 2^depth), doublings, gradients, (C, 3) int64."""
+    sums: Tensor
+    """Σ p over the leaves of the tree and of the subtree, (C, 2, D)."""
+    first: Tensor
+    """p at the first leaf of each binary subtree still open, (C, K + 1, D); the last is scrap."""
+    before: Tensor
+    """Σ p of the subtree up to there, less half of that p, (C, K + 1, D)."""
     diverging: Tensor
+    """The newest leaf diverged, (C,) bool."""
     done: Tensor
+    """The tree is finished and must be planted anew before the next step, (C,) bool."""
+    fresh: Tensor
+    """Came here by a global move: the next step is one of length 0, for its gradient."""
+    every: Tensor
+    """0 ... C - 1."""
+
+    @property
+    def depth(self) -> Tensor:
+        """Doublings, (C,), a view."""
+        return self.counts[:, DEPTH]
+
+    @property
+    def num_slots(self) -> int:
+        """K, the largest depth."""
+        return self.first.shape[1] - 1
+
+
+def pack(state: KernelState, momentum: Tensor) -> Tensor:
+    """A point of phase space as one row per chain."""
+    return torch.cat([state.z, state.z_grad, momentum, state.potential_energy[:, None]], 1)
+
+
+def unpack(point: Tensor) -> tuple[KernelState, Tensor]:
+    """State and momentum, views of ``point``."""
+    dim = point.shape[1] // 3
+    z, gradient, momentum, energy = torch.split(point, [dim, dim, dim, 1], 1)
+    return KernelState(z, energy[:, 0], gradient), momentum
+
+
+def momentum_of(point: Tensor) -> Tensor:
+    """p, a view of ``point``."""
+    dim = point.shape[-1] // 3
+    return point.narrow(-1, 2 * dim, dim)
+
+
+def new_trees(state: KernelState, max_tree_depth: int) -> Tree:
+    """Room for a tree of every chain, none planted yet."""
+    z, chains = state.z, len(state.z)
+    flag = torch.zeros(chains, dtype=torch.bool, device=z.device)
+    slots = z.new_zeros(chains, max_tree_depth + 1, z.shape[1])
+    return Tree(
+        points=z.new_zeros(chains, 5, 3 * z.shape[1] + 1),
+        numbers=z.new_zeros(chains, 8),
+        counts=torch.zeros(chains, 3, dtype=torch.int64, device=z.device),
+        sums=z.new_zeros(chains, 2, z.shape[1]),
+        first=slots,
+        before=slots.clone(),
+        diverging=flag,
+        done=flag.clone(),
+        fresh=flag.clone(),
+        every=torch.arange(chains, device=z.device),
+    )
+
+
+@lru_cache(maxsize=8)
+def checkpoint_table(num_slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where a leaf is stored, and the stored leaves that it closes a subtree with.
+
+    With the leaves of a subtree numbered from 0, leaf n opens or closes binary subtrees; those
+    still open are told apart by the 1-bits of n // 2, and an odd n closes as many as it has
+    trailing 1-bits.
+
+    Returns:
+        Slot of each leaf n < 2^num_slots (``num_slots``, scrap, if it is odd), and which slots
+        it closes, (2^num_slots, num_slots) bool.
+    """
+    leaf = torch.arange(2**num_slots, device=device)
+    places = torch.arange(num_slots, device=device)
+    bits = (leaf[:, None] >> places) & 1
+    last = bits[:, 1:].sum(-1)
+    closed = bits.cumprod(-1).sum(-1)
+    odd = bits[:, 0] == 1
+    closes = (places <= last[:, None]) & (places > (last - closed)[:, None]) & odd[:, None]
+    return torch.where(odd, num_slots, last), closes

@@ -2,6 +2,7 @@
 
 from pyro_gebm.metrics.classifier import Classifier, train_classifier
 from pyro_gebm.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from pyro_gebm.metrics.modes import ModeSummary, label_modes, mode_summary
 from pyro_gebm.metrics.protocol import (
     EnergyDistanceScorer,
     FrechetScorer,
@@ -24,14 +25,17 @@ __all__ = [
     "FeatureStatistics",
     "FrechetScorer",
     "MeanSpread",
+    "ModeSummary",
     "RelativeScore",
     "Scorer",
     "class_occupancy",
     "energy_distance",
     "feature_statistics",
     "frechet_distance",
+    "label_modes",
     "mode_occupancy",
     "mode_share",
+    "mode_summary",
     "occupancy_distance",
     "relative_score",
     "train_classifier",

@@ -2,6 +2,9 @@
 
 from pyro_gebm.sampling.generate import generate
 from pyro_gebm.sampling.push import push_forward
-from pyro_gebm.sampling.sample import kernel_name, sample
+from pyro_gebm.sampling.pyro_mcmc import MCMC
+from pyro_gebm.sampling.sample import sample
+from pyro_gebm.sampling.settings import kernel_name
+from pyro_gebm.sampling.single_chain import as_pyro_kernel
 
-__all__ = ["generate", "kernel_name", "push_forward", "sample"]
+__all__ = ["MCMC", "as_pyro_kernel", "generate", "kernel_name", "push_forward", "sample"]

@@ -1,36 +1,49 @@
-"""The target of a run: potential in unconstrained coordinates, starts, and random streams."""
+"""The target of a run: potential in unconstrained coordinates, and the way back to the sites."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.kernel import draw_seed, evaluate
+from pyro_gebm.mcmc.reference import Reference
 from pyro_gebm.model import GEBM
+from pyro_gebm.sampling.push import push_forward
 
-MAX_REDRAWS = 100
-"""Fresh starts that a chain is given before its potential is called bad."""
+Sites: TypeAlias = dict[str, Tensor]
+"""Values by site name, each (..., *shape of the site)."""
+
+Model: TypeAlias = GEBM | Callable[..., Any]
+"""A GEBM, a Pyro model, or a potential function (C, D) -> (C,)."""
 
 InitialParams: TypeAlias = Tensor | Mapping[str, Tensor] | None
+"""Where chains start: values (C, *shape) by site, or one tensor where there is one site."""
 
 
 class Target(NamedTuple):
-    """What the kernels see, and the way back to latents."""
+    """What the kernels see, and the way back to what the user knows."""
 
     potential_fn: PotentialFn
     """U over unconstrained positions u, (C, D') -> (C,)."""
-    to_latent: Callable[[Tensor], Tensor]
-    """u -> z."""
-    from_latent: Callable[[Tensor], Tensor]
-    """z -> u."""
+    to_sites: Callable[[Tensor], Sites]
+    """u (..., D') -> constrained values of every site, (..., *shape)."""
+    from_sites: Callable[[Mapping[str, Tensor]], Tensor]
+    """Constrained values (C, *shape) of every site -> u (C, D')."""
+    shapes: dict[str, tuple[int, ...] | None]
+    """The latent sites and their shapes; ``None`` where any shape will do."""
+    like: Tensor | None = None
+    """A tensor of the model's dtype and device; ``None``: those of the starts."""
+    reference: Reference | None = None
+    """What the target is at β = 0, in the same coordinates, where it can be drawn from."""
+    push: Callable[[Tensor], Sites] | None = None
+    """u (..., D') -> deterministic sites such as x = G(z), on the CPU."""
 
 
 @contextmanager
-def quiet_model(model: GEBM | PotentialFn) -> Iterator[None]:
+def quiet_model(model: Model) -> Iterator[None]:
     """A GEBM in eval mode and frozen; anything else as it is."""
     with ExitStack() as stack:
         if isinstance(model, GEBM):
@@ -38,134 +51,67 @@ def quiet_model(model: GEBM | PotentialFn) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def random_stream(
-    model: GEBM | PotentialFn, initial_params: InitialParams, seed: int | None
-) -> Iterator[tuple[torch.Generator, int]]:
-    """A generator on the model's device; the global one is seeded within and restored after.
-
-    Pyro's kernels and the latent prior draw from the global generator.
-    """
-    used = int(torch.randint(2**31, ())) if seed is None else seed
-    device = model.base.latent_prior.like.device if isinstance(model, GEBM) else None
-    if device is None and (given := _given_start(initial_params)) is not None:
-        device = given.device
-    device = device or torch.device("cpu")
-    generator = torch.Generator(device).manual_seed(used)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        # Not the same seed: starts and first momenta would be the same numbers. And not
-        # torch.manual_seed, which reseeds devices that are not restored.
-        fresh = draw_seed(generator)
-        torch.default_generator.manual_seed(fresh)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(fresh)
-        yield generator, used
-
-
-def build_target(model: GEBM | PotentialFn, beta: float) -> Target:
-    """The potential U_β of a GEBM, in unconstrained coordinates, or β times one given."""
-    if not isinstance(model, GEBM):
-        if not callable(model):
-            raise ValueError(
-                f"model: expected a GEBM or a potential function; got {type(model).__name__}"
-            )
-        return Target(lambda z: beta * model(z), _identity, _identity)
-    if model.base.latent_prior.is_unconstrained:
-        return Target(lambda z: model.potential_fn(z, beta), _identity, _identity)
-    transform = biject_to(model.base.latent_prior.support)
+def gebm_target(model: GEBM, beta: float) -> Target:
+    """The latent posterior ν_β of a GEBM; its reference is the base."""
+    prior = model.base.latent_prior
+    to_latent, from_latent, log_det = _coordinates(model)
 
     def potential_fn(u: Tensor) -> Tensor:
-        z = transform(u)
-        log_det: Tensor = transform.log_abs_det_jacobian(u, z)
-        # Element-wise transforms give one term per dimension.
-        log_det = log_det.sum(-1) if log_det.ndim == u.ndim else log_det
-        return model.potential_fn(z, beta) - log_det
+        z = to_latent(u)
+        return model.potential_fn(z, beta) - log_det(u, z)
 
-    return Target(potential_fn, transform, transform.inv)
+    def base_potential_fn(u: Tensor) -> Tensor:
+        z = to_latent(u)
+        return -prior.log_prob(z) - log_det(u, z)
+
+    def from_sites(sites: Mapping[str, Tensor]) -> Tensor:
+        z = sites["z"]
+        # The way to unconstrained coordinates clamps what lies outside the support.
+        inside = torch.isfinite(prior.log_prob(z))
+        return torch.where(inside[:, None], from_latent(z), torch.nan)
+
+    return Target(
+        potential_fn=potential_fn,
+        to_sites=lambda u: {"z": to_latent(u)},
+        from_sites=from_sites,
+        shapes={"z": (model.latent_dim,)},
+        like=prior.like,
+        reference=Reference(lambda n: from_latent(prior.sample(n)), base_potential_fn),
+        push=lambda u: {"x": push_forward(model, to_latent(u))},
+    )
+
+
+_Map: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def _coordinates(model: GEBM) -> tuple[_Map, _Map, Callable[[Tensor, Tensor], Tensor | float]]:
+    """u -> z, z -> u, and log |dz/du| (C,)."""
+    prior = model.base.latent_prior
+    if prior.is_unconstrained:
+        return _identity, _identity, lambda u, z: 0.0
+    transform = biject_to(prior.support)
+
+    def log_det(u: Tensor, z: Tensor) -> Tensor:
+        value: Tensor = transform.log_abs_det_jacobian(u, z)
+        # Element-wise transforms give one term per dimension.
+        return value.sum(-1) if value.ndim == u.ndim else value
+
+    return transform, transform.inv, log_det
+
+
+def potential_target(potential_fn: PotentialFn, beta: float) -> Target:
+    """β times a potential given as such; its one site is called z."""
+
+    def scaled(z: Tensor) -> Tensor:
+        return beta * potential_fn(z)
+
+    return Target(
+        potential_fn=potential_fn if beta == 1 else scaled,
+        to_sites=lambda u: {"z": u},
+        from_sites=lambda sites: sites["z"],
+        shapes={"z": None},
+    )
 
 
 def _identity(z: Tensor) -> Tensor:
     return z
-
-
-def _given_start(initial_params: InitialParams) -> Tensor | None:
-    if isinstance(initial_params, Mapping):
-        if set(initial_params) != {"z"}:
-            raise ValueError(
-                f"initial_params: expected the one key 'z'; got {sorted(initial_params)}"
-            )
-        initial_params = initial_params["z"]
-    if initial_params is not None and not isinstance(initial_params, Tensor):
-        raise ValueError(
-            f"initial_params: expected a tensor; got {type(initial_params).__name__}; convert "
-            "it with torch.as_tensor"
-        )
-    return initial_params
-
-
-def find_start(
-    model: GEBM | PotentialFn, target: Target, initial_params: InitialParams, num_chains: int
-) -> Tensor:
-    """Unconstrained starts of finite potential and gradient, (C, D')."""
-    given = _given_start(initial_params)
-    if given is not None:
-        given = _check_start(model, given, num_chains)
-        start = target.from_latent(given)
-        bad = _bad_rows(target.potential_fn, start)
-        if isinstance(model, GEBM):
-            # The way to unconstrained coordinates clamps what lies outside the support.
-            bad |= ~torch.isfinite(model.base.latent_prior.log_prob(given))
-        if bad.any():
-            raise ValueError(
-                "initial_params: the potential or its gradient is not finite at chain "
-                f"{int(bad.nonzero()[0])} ({int(bad.sum())} in all); start where the model has mass"
-            )
-        return start
-    if not isinstance(model, GEBM):
-        raise ValueError(
-            "initial_params: a potential function needs starts (num_chains, D); got None (Pyro "
-            "models other than a GEBM are not taken yet; give their potential and starts)"
-        )
-    return _draw_start(model, target, num_chains)
-
-
-def _check_start(model: GEBM | PotentialFn, given: Tensor, num_chains: int) -> Tensor:
-    """Starts of the right shape, in the model's dtype and on its device."""
-    dim = model.latent_dim if isinstance(model, GEBM) else given.shape[-1] if given.ndim else 1
-    if given.shape != (num_chains, dim):
-        wanted = dim if isinstance(model, GEBM) else "D"
-        raise ValueError(
-            f"initial_params: expected shape (num_chains, D) = ({num_chains}, {wanted}); got "
-            f"{tuple(given.shape)}"
-        )
-    if isinstance(model, GEBM):
-        return given.detach().to(model.base.latent_prior.like)
-    if not given.is_floating_point():
-        raise ValueError(f"initial_params: expected floating point numbers; got {given.dtype}")
-    return given.detach()
-
-
-def _draw_start(model: GEBM, target: Target, num_chains: int) -> Tensor:
-    start = target.from_latent(model.base.latent_prior.sample(num_chains))
-    for _ in range(MAX_REDRAWS):
-        bad = _bad_rows(target.potential_fn, start)
-        if not bad.any():
-            return start
-        fresh = target.from_latent(model.base.latent_prior.sample(num_chains))
-        start = torch.where(bad[:, None], fresh, start)
-    raise ValueError(
-        f"model: no start of finite potential in {MAX_REDRAWS} draws from the latent prior for "
-        f"{int(bad.sum())} of {num_chains} chains; check the energy on model.base.sample(...)"
-    )
-
-
-def _bad_rows(potential_fn: PotentialFn, start: Tensor) -> Tensor:
-    state = evaluate(potential_fn, start)
-    energy = state.potential_energy
-    if energy.shape != (len(start),):
-        raise ValueError(
-            f"model: expected a potential of shape ({len(start)},) for positions "
-            f"{tuple(start.shape)}; got {tuple(energy.shape)}"
-        )
-    return ~torch.isfinite(energy + state.z_grad.sum(-1))

@@ -1,0 +1,52 @@
+"""From draws to ArviZ and back: the only room that imports it, for 0.23 and 1.x alike.
+
+ArviZ 0.x calls its container ``InferenceData``; in 1.x it is xarray's ``DataTree``. Both
+have the same groups here.
+"""
+
+from pyro_gebm.inference_data._arviz import InferenceData
+from pyro_gebm.inference_data.build import (
+    SCHEMA_NAMES,
+    Attribute,
+    build,
+    latent_names,
+    names,
+    sampling_state,
+    subset,
+    values,
+)
+from pyro_gebm.inference_data.diagnostics import (
+    bfmi,
+    ess,
+    least_ess,
+    nested_rhat,
+    rhat,
+    worst_rhat,
+)
+from pyro_gebm.inference_data.files import load, save
+from pyro_gebm.inference_data.missing_mass import check_missing_mass
+from pyro_gebm.inference_data.pictures import plot_rank
+from pyro_gebm.inference_data.problems import problems
+
+__all__ = [
+    "SCHEMA_NAMES",
+    "Attribute",
+    "InferenceData",
+    "bfmi",
+    "build",
+    "check_missing_mass",
+    "ess",
+    "latent_names",
+    "least_ess",
+    "load",
+    "names",
+    "nested_rhat",
+    "plot_rank",
+    "problems",
+    "rhat",
+    "sampling_state",
+    "save",
+    "subset",
+    "values",
+    "worst_rhat",
+]

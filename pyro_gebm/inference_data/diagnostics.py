@@ -1,0 +1,166 @@
+"""R-hat, nested R-hat, effective sample sizes and BFMI."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyro_gebm.inference_data._arviz import IS_ARVIZ_1, InferenceData, az
+from pyro_gebm.inference_data.build import build, latent_names, values
+
+
+def rhat(idata: InferenceData, name: str = "z") -> NDArray[Any]:
+    """Rank-normalised split R-hat of every component of a variable (Vehtari et al. 2021).
+
+    A single chain is compared with itself, first half with second, each split again.
+    """
+    draws = values(idata, name)
+    if len(draws) == 1:
+        half = draws.shape[1] // 2
+        draws = np.concatenate([draws[:, :half], draws[:, -half:]])
+    return _diagnose(az.rhat, draws, name)
+
+
+def ess(idata: InferenceData, name: str = "z", method: str = "bulk") -> NDArray[Any]:
+    """Effective sample size of every component, ``method`` "bulk", "tail" or "mean"."""
+    return _diagnose(lambda data: az.ess(data, method=method), values(idata, name), name)
+
+
+def worst_rhat(idata: InferenceData) -> float:
+    """Largest ``rhat`` over every component of the latent variables; nan if one never varies.
+
+    Example:
+        >>> z = np.random.default_rng(0).normal(size=(4, 1000, 2))
+        >>> bool(worst_rhat(build({"z": z, "tau": z[..., 0]}, {}, {})) < 1.01)
+        True
+    """
+    return worst_component(idata)[0]
+
+
+def least_ess(idata: InferenceData, method: str = "bulk") -> float:
+    """Smallest ``ess`` over every component of the latent variables.
+
+    Example:
+        >>> z = np.random.default_rng(0).normal(size=(4, 1000, 2))
+        >>> bool(least_ess(build({"z": z, "tau": z[..., 0]}, {}, {})) > 3000)
+        True
+    """
+    return scarcest_component(idata, method)[0]
+
+
+def worst_component(idata: InferenceData) -> tuple[float, str]:
+    """The largest R-hat and whose it is, such as "z[3]"."""
+    # NumPy's argmax stops at a nan, so what cannot be judged is not passed over.
+    return _extreme(idata, rhat, np.argmax)
+
+
+def scarcest_component(idata: InferenceData, method: str = "bulk") -> tuple[float, str]:
+    """The smallest effective sample size and whose it is."""
+    return _extreme(idata, lambda idata, name: ess(idata, name, method), np.argmin)
+
+
+def nested_rhat(
+    idata: InferenceData, superchains: int | ArrayLike, name: str = "z"
+) -> NDArray[np.float64]:
+    """Nested R-hat, for many chains too short to be judged one by one.
+
+    Chains are grouped in K superchains of M; those of a superchain share their start, and
+    superchains start apart. With N draws per chain (Margossian et al. 2022, "Nested R-hat",
+    arXiv 2110.13017; no rank normalisation, no splitting):
+
+        B   = 1/(K-1) Σ_k (f_k - f)²                       between superchains
+        W   = 1/K Σ_k (B_k + W_k)                          within a superchain:
+        B_k = 1/(M-1) Σ_m (f_mk - f_k)²,  0 if M = 1         between its chains
+        W_k = 1/(M (N-1)) Σ_mn (f_nmk - f_mk)²,  0 if N = 1  within its chains
+        nested R-hat = √(1 + B/W)
+
+    Independent draws of one law give about √(1 + 1/(M (N+1))), which is near 1 for many
+    chains however short; for M = 1 it is R-hat without splitting, up to 1/N.
+
+    Args:
+        idata: a run.
+        superchains: K, for consecutive chains in K equal blocks, or a label per chain (C,).
+        name: the variable.
+
+    Returns:
+        A figure per component of the variable; nan where it never varies.
+
+    Raises:
+        ValueError: fewer than two superchains, superchains of unequal size, labels of another
+            shape, or one draw of one chain in each.
+
+    Example:
+        >>> z = np.random.default_rng(0).normal(size=(128, 5, 1))
+        >>> nested_rhat(build({"z": z}, {}, {}), superchains=8).round(2)
+        array([1.])
+    """
+    draws = values(idata, name).astype(np.float64)
+    draws = draws[_grouped(superchains, *draws.shape[:2])]  # (K, M, N, ...)
+    chain_means = draws.mean(2)  # (K, M, ...)
+    means = chain_means.mean(1)  # (K, ...)
+    within = (_variance(chain_means, 1) + _variance(draws, 2).mean(1)).mean(0)
+    with np.errstate(all="ignore"):
+        nested: NDArray[np.float64] = np.sqrt(1 + means.var(0, ddof=1) / within)
+    return nested
+
+
+def bfmi(idata: InferenceData) -> NDArray[Any]:
+    """Bayesian fraction of missing information, (chain,); below 0.3 is poor."""
+    result = az.bfmi(idata)
+    return np.asarray(result["energy"].values if IS_ARVIZ_1 else result)
+
+
+def _grouped(superchains: int | ArrayLike, chains: int, draws: int) -> NDArray[np.intp]:
+    """The chains of each superchain, (K, M)."""
+    labels = _labels(superchains, chains)
+    _, sizes = np.unique(labels, return_counts=True)
+    if len(sizes) < 2 or len(set(sizes)) > 1:
+        raise ValueError(
+            "superchains: expected two or more of equal size; got sizes "
+            f"{sizes.tolist()} for {chains} chains; drop chains or regroup them"
+        )
+    if sizes[0] * draws < 2:
+        raise ValueError(
+            "superchains: expected two chains or two draws in each; got one draw of one chain; "
+            "put several chains into a superchain"
+        )
+    return np.argsort(labels, kind="stable").reshape(len(sizes), -1)
+
+
+def _labels(superchains: int | ArrayLike, chains: int) -> NDArray[Any]:
+    given = np.asarray(superchains)
+    if given.ndim == 0 and given.dtype.kind in "iu" and given > 0 and chains % int(given) == 0:
+        return np.repeat(np.arange(int(given)), chains // int(given))
+    if given.shape == (chains,):
+        return given
+    raise ValueError(
+        f"superchains: expected a number that divides the {chains} chains, or a label for each, "
+        f"({chains},); got {superchains!r}"
+    )
+
+
+def _variance(draws: NDArray[np.float64], axis: int) -> Any:
+    return draws.var(axis, ddof=1) if draws.shape[axis] > 1 else np.zeros_like(draws.mean(axis))
+
+
+def _extreme(
+    idata: InferenceData,
+    diagnostic: Callable[[InferenceData, str], NDArray[Any]],
+    pick: Callable[[NDArray[Any]], Any],
+) -> tuple[float, str]:
+    found = []
+    for name in latent_names(idata):
+        figures = diagnostic(idata, name)
+        place = np.unravel_index(int(pick(figures)), figures.shape)
+        index = f"[{', '.join(map(str, place))}]" if place else ""
+        found.append((float(figures[place]), name + index))
+    return found[int(pick(np.array([figure for figure, _ in found])))]
+
+
+def _diagnose(diagnostic: Any, draws: NDArray[Any], name: str) -> NDArray[Any]:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        result = diagnostic(build({name: draws}, {}, {}))
+    return np.asarray(result[name].values)

@@ -1,0 +1,123 @@
+"""What is wrong with a run, in words."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_gebm.inference_data._arviz import InferenceData
+from pyro_gebm.inference_data.build import latent_names, names, values
+from pyro_gebm.inference_data.diagnostics import bfmi, scarcest_component, worst_component
+
+STUCK = 0.01
+"""A chain that moves in fewer of its draws, or accepts so much less than others, is stuck."""
+
+
+def problems(idata: InferenceData) -> list[str]:
+    """What R-hat, ESS, stuck chains, divergences, tree depths and BFMI say against a run.
+
+    R-hat, ESS and stuck chains are about all variables in ``attrs["latent_sites"]`` (names
+    joined by commas), or all of the posterior where it does not say. R-hat needs four draws,
+    for it splits chains; what the run has no statistics for is not looked at.
+
+    Returns:
+        One sentence per problem, with what to do; none for a good run.
+
+    Example:
+        >>> from pyro_gebm.inference_data import build
+        >>> z = np.random.default_rng(0).normal(size=(4, 1000, 2))
+        >>> problems(build({"z": z}, {}, {}))
+        []
+        >>> z[2] = 5.0
+        >>> problems(build({"z": z}, {}, {}))[0][:41]
+        '1 of 4 chains never moved (chains 2): the'
+    """
+    stats = set(names(idata, "sample_stats"))
+    draws = values(idata, latent_names(idata)[0]).shape[1]
+    found = _motion_problems(idata, stats) if draws > 1 else []
+    if draws >= 4:
+        found.append(_rhat_problem(idata))
+    if "diverging" in stats:
+        found.append(_divergence_problem(idata))
+    if "reached_max_treedepth" in stats:
+        found.append(_treedepth_problem(idata))
+    if {"energy", "tree_depth"} <= stats and draws >= 4:
+        found.append(_bfmi_problem(idata))
+    return [problem for problem in found if problem]
+
+
+def _motion_problems(idata: InferenceData, stats: set[str]) -> list[str]:
+    moved = _moved(idata)
+    still, seldom = moved == 0, (moved > 0) & (moved < STUCK)
+    if "acceptance_rate" in stats:
+        acceptance = values(idata, "acceptance_rate", "sample_stats").mean(1)
+        seldom |= ~still & (acceptance < STUCK * np.median(acceptance))
+    return [
+        _name_chains(still, "never moved", "their averages mean nothing; drop them"),
+        _name_chains(
+            seldom,
+            "are stuck",
+            f"they moved in under {STUCK:.0%} of their draws or accepted under {STUCK:.0%} of "
+            "what the rest did, and averages count their few places far too often; drop them",
+        ),
+    ]
+
+
+def _moved(idata: InferenceData) -> NDArray[np.float64]:
+    """Share of the draws of each chain (C,) that differ from the one before."""
+    draws = [values(idata, name) for name in latent_names(idata)]
+    changed: NDArray[np.bool_] = np.zeros((draws[0].shape[0], draws[0].shape[1] - 1), dtype=bool)
+    for array in draws:
+        changed |= (array[:, 1:] != array[:, :-1]).reshape(*changed.shape, -1).any(-1)
+    share: NDArray[np.float64] = changed.mean(1)
+    return share
+
+
+def _name_chains(chosen: NDArray[Any], what: str, advice: str) -> str:
+    chains = np.flatnonzero(chosen)
+    if not len(chains):
+        return ""
+    named = ", ".join(map(str, chains[:10])) + (", ..." if len(chains) > 10 else "")
+    return (
+        f"{len(chains)} of {len(chosen)} chains {what} (chains {named}): {advice}, and look at "
+        "the potential where they stand"
+    )
+
+
+def _rhat_problem(idata: InferenceData) -> str:
+    worst, where = worst_component(idata)
+    least, there = scarcest_component(idata)
+    if worst <= 1.01 and least >= 400:
+        return ""
+    return (
+        f"not converged yet: largest R-hat {worst:.3f} of {where} (wanted <= 1.01), smallest bulk "
+        f"ESS {least:.0f} of {there} (wanted >= 400); take more draws, a longer warm-up or more "
+        "chains"
+    )
+
+
+def _divergence_problem(idata: InferenceData) -> str:
+    share = float(values(idata, "diverging", "sample_stats").mean())
+    if share == 0:
+        return ""
+    return (
+        f"{share:.2%} of the transitions diverged: the draws may avoid narrow regions; raise "
+        "target_accept_prob"
+    )
+
+
+def _treedepth_problem(idata: InferenceData) -> str:
+    share = float(values(idata, "reached_max_treedepth", "sample_stats").mean())
+    if share < 0.01:
+        return ""
+    return f"{share:.1%} of the trees reached max_tree_depth; raise it, or warm up for longer"
+
+
+def _bfmi_problem(idata: InferenceData) -> str:
+    low = int((bfmi(idata) < 0.3).sum())
+    if not low:
+        return ""
+    return (
+        f"BFMI below 0.3 in {low} chains: the momentum explores the energies badly; take more "
+        "draws or reparametrise"
+    )

@@ -1,0 +1,141 @@
+"""ChEES-HMC: Hamiltonian Monte Carlo that learns its trajectory length across chains."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from pyro_gebm._checks import check_count
+from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc.hmc import count_steps, metropolis, with_length
+from pyro_gebm.mcmc.integrators import Proposal
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning
+from pyro_gebm.mcmc.random import Generator, shared_jitter
+
+FIRST_LENGTH = 2.0 * math.pi / 2
+"""Longest trajectory to start from: its jittered mean, π/2, suits a standard normal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Jittered(Kernel):
+    """HMC of length h τ with h in (0, 1), the same for all chains, and τ from the tuning."""
+
+    target_accept_prob: ClassVar[float] = 0.75
+
+    max_num_steps: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("max_num_steps", self.max_num_steps)
+
+    def _move(
+        self, potential_fn: PotentialFn, state: KernelState, tuning: Tuning, generator: Generator
+    ) -> tuple[KernelState, Proposal]:
+        longest = FIRST_LENGTH
+        if tuning.trajectory_length is not None:
+            longest = float(tuning.trajectory_length)
+        length = shared_jitter(generator) * longest
+        num_steps = count_steps(length, tuning.step_size, self.max_num_steps)
+        moved, proposal = metropolis(potential_fn, state, tuning, num_steps, generator)
+        return moved, proposal._replace(info=with_length(proposal.info, tuning))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ChEES(_Jittered):
+    """ChEES-HMC (Hoffman, Radul and Sountsov, AISTATS 2021).
+
+    Trajectories are of length h τ, where h runs through (0, 1) evenly (a van der Corput
+    sequence, the same for all chains), and warm-up learns τ by gradient ascent on the change
+    in the estimator of the expected square, ¼ E[(|q' - μ|² - |q - μ|²)²], with q in scaled
+    coordinates and expectations over the chains of the batch. All chains take as many
+    steps, so that none waits: with many chains nothing is faster. With few, the criterion
+    is noisy; take ``HMC`` or ``NUTS``.
+
+    Args:
+        max_num_steps: limit on L.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    Example:
+        >>> kernel = ChEES()
+        >>> state = kernel.init(lambda z: 0.5 * (z**2).sum(-1), torch.zeros(3, 2))
+        >>> tuning = Tuning(torch.full((3,), 0.5), torch.ones(2), torch.tensor(2.0))
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> state, info = kernel.step(
+        ...     lambda z: 0.5 * (z**2).sum(-1), state, tuning, generator=rng)
+        >>> bool((info.num_steps <= 4).all())
+        True
+    """
+
+    def for_warmup(self) -> Kernel:
+        """The same, computing the gradient of the criterion beside."""
+        return _LearningChEES(
+            step_size=self.step_size,
+            adapt_step_size=self.adapt_step_size,
+            adapt_mass_matrix=self.adapt_mass_matrix,
+            step_size_per_chain=self.step_size_per_chain,
+            max_num_steps=self.max_num_steps,
+        )
+
+    def step(
+        self,
+        potential_fn: PotentialFn,
+        state: KernelState,
+        tuning: Tuning,
+        *,
+        generator: Generator,
+    ) -> tuple[KernelState, Info]:
+        """One trajectory of every chain, all of the same number of steps."""
+        moved, proposal = self._move(potential_fn, state, tuning, generator)
+        return moved, proposal.info
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _LearningChEES(_Jittered):
+    """What ChEES runs in warm-up."""
+
+    def first_length(self, step_size: Tensor) -> Tensor:
+        """That of a standard normal, but few steps while the scales are unknown."""
+        return (20.0 * step_size.median()).clamp(max=FIRST_LENGTH)
+
+    def step(
+        self,
+        potential_fn: PotentialFn,
+        state: KernelState,
+        tuning: Tuning,
+        *,
+        generator: Generator,
+    ) -> tuple[KernelState, Info]:
+        moved, proposal = self._move(potential_fn, state, tuning, generator)
+        gradient = chees_gradient(state.z, proposal, tuning)
+        return moved, proposal.info._replace(
+            length_gradient=gradient.expand_as(proposal.info.accept_prob)
+        )
+
+
+def chees_gradient(z: Tensor, proposal: Proposal, tuning: Tuning) -> Tensor:
+    """Gradient of the ChEES criterion in log τ, a scalar.
+
+    d/d log t ¼ (|q' - μ'|² - |q - μ|²)² = t (|q' - μ'|² - |q - μ|²) (q' - μ')·p', averaged
+    over the chains by their acceptance probabilities; what diverged has weight zero.
+    """
+    weight = proposal.info.accept_prob
+    rsqrt = tuning.inverse_mass_matrix.rsqrt()
+    start = z * rsqrt
+    keep = ~proposal.info.diverging
+    # Where a proposal is not finite, its start stands in, with weight zero.
+    end = torch.where(keep[:, None], proposal.state.z * rsqrt, start)
+    momentum = torch.where(keep[:, None], proposal.momentum, 0.0)
+    total = weight.sum()
+    start = start - start.mean(0)
+    end = end - (weight[:, None] * end).sum(0) / total
+    change = end.square().sum(-1) - start.square().sum(-1)
+    length = proposal.info.num_steps * tuning.step_size
+    pull = length * change * torch.linalg.vecdot(end, momentum)
+    gradient: Tensor = (weight * pull).sum() / total
+    return gradient

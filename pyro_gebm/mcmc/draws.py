@@ -1,0 +1,156 @@
+"""What a run returns, and the buffers that it fills."""
+
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from pyro_gebm.mcmc.kernel import Info, KernelState, Tuning
+
+
+class Position(NamedTuple):
+    """Where the chains stand, and how far into their noise: all that a run needs to go on."""
+
+    state: KernelState
+    step: Tensor
+    """Steps of the batch that each chain has used since warm-up, (C,) int64."""
+
+
+class Draws(NamedTuple):
+    """What a run returns, chains first everywhere."""
+
+    z: Tensor
+    """Positions, (C, S, D), on the CPU."""
+    potential_energy: Tensor
+    """U at each, (C, S)."""
+    info: Info
+    """Of the transitions since the draw before, (C, S) each."""
+    tuning: Tuning
+    """What sampling used."""
+    last: Position
+    """Where the chains stand."""
+    num_warmup_steps: Tensor
+    """Gradient evaluations of warm-up, (C,) int64."""
+    interrupted: bool
+    """Ctrl-C ended the run before all draws were there."""
+    batch_steps: int = 0
+    """Gradients of the whole batch that the draws took: at least what the slowest chain needed."""
+    warmup: "tuple[Tensor, Tensor, Info] | None" = None
+    """z, U and Info of warm-up, if they were kept: as many draws as the slowest chain made."""
+
+
+class _InStep(NamedTuple):
+    """Draws of chains that go in step."""
+
+    written: int
+    waiting: list[tuple[KernelState, Info]]
+
+
+@final
+class Buffers:
+    """Room for the draws of C chains on the CPU; each chain fills its own from the front.
+
+    Args:
+        num_chains: C.
+        num_samples: S.
+        dtype: what positions are stored in; ``None`` keeps theirs.
+    """
+
+    def __init__(self, num_chains: int, num_samples: int, dtype: torch.dtype | None = None) -> None:
+        self.num_samples = num_samples
+        self.count = torch.zeros(num_chains, dtype=torch.int64)
+        """Draws of each chain, where they run freely."""
+        self._dtype = dtype
+        self._fields: dict[str, Tensor] = {}
+        self._in_step = _InStep(0, [])
+
+    def has_room(self, rows: Tensor) -> Tensor:
+        """Which of the chains ``rows`` (R,) can store another draw, (R,) bool."""
+        return (self.count[rows.cpu()] < self.num_samples).to(rows.device)
+
+    def put(self, rows: Tensor, state: KernelState, info: Info) -> None:
+        """One more draw of some chains: ``rows`` (R,), with R rows in every field."""
+        rows = rows.cpu()
+        self._write((rows, self.count[rows]), _fields(state, info))
+        # Last, and at once: Ctrl-C may come anywhere, and a draw counts once it is whole.
+        self.count[rows] += 1
+
+    def put_all(self, state: KernelState, info: Info) -> None:
+        """One more draw of all chains, which have as many; written a few at a time."""
+        self._in_step.waiting.append((state, info))
+        if len(self._in_step.waiting) >= FLUSH:
+            self._flush()
+
+    def _flush(self) -> None:
+        done, waiting = self._in_step
+        if not waiting:
+            return
+        columns = zip(*(_fields(*draw).items() for draw in waiting), strict=True)
+        stacked = {pairs[0][0]: torch.stack([v for _, v in pairs], 1) for pairs in columns}
+        end = done + len(waiting)
+        self._write((slice(None), slice(done, end)), stacked, stacked=True)
+        # One assignment, for the same reason.
+        self._in_step = _InStep(end, [])
+
+    def _write(self, place: Any, fields: dict[str, Tensor], stacked: bool = False) -> None:
+        for name, field in fields.items():
+            value = field.to("cpu", self._dtype if name == "z" else None)
+            if name not in self._fields:
+                shape = (len(self.count), self.num_samples, *field.shape[1 + stacked :])
+                self._fields[name] = value.new_empty(shape)
+            self._fields[name][place] = value
+
+    def whole(self) -> int:
+        """Draws that every chain has."""
+        written, waiting = self._in_step
+        return written + len(waiting) or int(self.count.min())
+
+    def full(self) -> bool:
+        """Whether every chain has all its draws."""
+        return self.whole() == self.num_samples
+
+    def read(self) -> tuple[Tensor, Tensor, Info]:
+        """z, U and Info of the draws that every chain has."""
+        self._flush()
+        done = self.whole()
+        fields = {name: room[:, :done] for name, room in self._fields.items()}
+        z, energy = fields.pop("z"), fields.pop("potential_energy")
+        return z, energy, Info(**fields)
+
+
+FLUSH = 64
+"""Draws of all chains that wait to be written together: fewer, larger copies."""
+
+
+def _fields(state: KernelState, info: Info) -> dict[str, Tensor]:
+    """What is stored of a draw."""
+    told = {name: f for name, f in zip(Info._fields, info, strict=True) if f is not None}
+    return {"z": state.z, "potential_energy": state.potential_energy, **told}
+
+
+def merge(total: Info, info: Info, count: int | Tensor) -> Info:
+    """What ``count`` transitions tell together, from what the first count - 1 told and the last.
+
+    Steps are summed, acceptance is averaged, divergence and reached limits of any are told, and
+    the deepest tree and the largest error are kept; the rest is that of the last, and of global
+    moves that of the last tried.
+    """
+    merged = info._replace(
+        num_steps=total.num_steps + info.num_steps,
+        diverging=total.diverging | info.diverging,
+        accept_prob=total.accept_prob + (info.accept_prob - total.accept_prob) / count,
+    )
+    if total.tree_depth is not None and info.tree_depth is not None:
+        merged = merged._replace(tree_depth=torch.maximum(total.tree_depth, info.tree_depth))
+    if total.reached_max_treedepth is not None and info.reached_max_treedepth is not None:
+        reached = total.reached_max_treedepth | info.reached_max_treedepth
+        merged = merged._replace(reached_max_treedepth=reached)
+    if total.max_energy_error is not None and info.max_energy_error is not None:
+        larger = total.max_energy_error.abs() > info.max_energy_error.abs()
+        error = torch.where(larger, total.max_energy_error, info.max_energy_error)
+        merged = merged._replace(max_energy_error=error)
+    if total.global_accept_prob is not None and info.global_accept_prob is not None:
+        none = info.global_accept_prob.isnan()
+        jumped = torch.where(none, total.global_accept_prob, info.global_accept_prob)
+        merged = merged._replace(global_accept_prob=jumped)
+    return merged

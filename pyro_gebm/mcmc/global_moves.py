@@ -1,0 +1,121 @@
+"""Global moves: iterated sampling-importance-resampling with proposals from the reference."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from pyro_gebm._checks import check_count
+from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc.kernel import KernelState, evaluate, select
+from pyro_gebm.mcmc.random import BLOCK, Generator, draw_seed, sample_seeded, uniform
+from pyro_gebm.mcmc.reference import Reference
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GlobalMoves:
+    """Jumps between modes beside a local kernel: i-SIR (Samsonov et al. 2022, arXiv 2111.02702).
+
+    After a transition of the local kernel, with probability 1/every: draw n proposals from the
+    reference (for a GEBM z' ~ η), weigh them and the current position by w = exp(U_0 - U)
+    (for a GEBM exp(-β E(G(z)))), and draw one of the n + 1. The target stays invariant. The
+    proposals need no gradient and take one batched forward pass; a chain that has moved
+    needs one gradient where it stands.
+
+    Args:
+        num_proposals: n.
+        every: transitions of the local kernel per global move, on average.
+
+    Raises:
+        ValueError: a setting is not a whole number >= 1.
+
+    Example:
+        >>> GlobalMoves(num_proposals=32, every=5)
+        GlobalMoves(num_proposals=32, every=5)
+    """
+
+    num_proposals: int = 32
+    every: int = 5
+
+    def __post_init__(self) -> None:
+        check_count("num_proposals", self.num_proposals)
+        check_count("every", self.every)
+
+
+class Jump(NamedTuple):
+    """What a global move of some chains gives."""
+
+    z: Tensor
+    """Where the chains are now, (R, D)."""
+    moved: Tensor
+    """Which of them were somewhere else before, (R,) bool."""
+    potential_energy: Tensor
+    """U where they are now, (R,)."""
+    accept_prob: Tensor
+    """Probability of having moved, (R,)."""
+
+
+def jump(
+    potential_fn: PotentialFn,
+    reference: Reference,
+    z: Tensor,
+    potential_energy: Tensor,
+    proposals: Tensor,
+    noise: Tensor,
+) -> Jump:
+    """One move of chains at ``z`` (R, D) with ``proposals`` (R, n, D) and uniforms (R,).
+
+    A proposal whose density is not finite has weight zero.
+    """
+    rows, n, dim = proposals.shape
+    flat = proposals.reshape(rows * n, dim)
+    with torch.no_grad():
+        energies = potential_fn(flat)
+        log_weight = (reference.potential_fn(flat) - energies).view(rows, n)
+        current = reference.potential_fn(z) - potential_energy
+    log_weight = torch.where(torch.isfinite(log_weight), log_weight, -torch.inf)
+    share = torch.cat([current[:, None], log_weight], 1).softmax(1)
+    chosen = (share.cumsum(1) < noise[:, None]).sum(1).clamp(max=n)
+    moved = chosen > 0
+    place = torch.arange(rows, device=z.device), (chosen - 1).clamp(min=0)
+    energy = torch.where(moved, energies.view(rows, n)[place], potential_energy)
+    z = torch.where(moved[:, None], proposals[place], z)
+    return Jump(z, moved, energy, 1 - share[:, 0])
+
+
+def propose(reference: Reference, like: Tensor, generator: Generator) -> Tensor:
+    """Draws from the reference of the shape of ``like`` (C, n, D), by block of chains."""
+    chains, n, _ = like.shape
+    if isinstance(generator, torch.Generator):
+        counts, seeds = [chains * n], [draw_seed(generator)]
+    else:
+        counts = [len(part) * n for part in torch.split(like, BLOCK)]
+        seeds = [draw_seed(block) for block in generator.blocks[: len(counts)]]
+    return sample_seeded(reference.sample, counts, seeds, like).view_as(like)
+
+
+def propose_rows(reference: Reference, like: Tensor, noise: Tensor) -> Tensor:
+    """Draws (R, n, D) for chains that move alone, each seeded by its float64 uniform (R,)."""
+    rows, n, _ = like.shape
+    seeds = (noise * 2**53).long().tolist()
+    return sample_seeded(reference.sample, [n] * rows, seeds, like).view_as(like)
+
+
+def jump_all(
+    moves: GlobalMoves,
+    potential_fn: PotentialFn,
+    reference: Reference,
+    state: KernelState,
+    generator: Generator,
+) -> tuple[KernelState, Tensor]:
+    """A global move of every chain; one gradient. Returns the acceptance probability, too."""
+    like = state.z[:, None].expand(-1, moves.num_proposals, -1)
+    proposals = propose(reference, like, generator)
+    noise = uniform(state.potential_energy, generator)
+    result = jump(potential_fn, reference, state.z, state.potential_energy, proposals, noise)
+    fresh = evaluate(potential_fn, result.z)._replace(momentum=state.momentum)
+    # A chain could never leave a point without gradient by a trajectory.
+    usable = torch.isfinite(fresh.potential_energy + fresh.z_grad.sum(-1))
+    return select(usable, fresh, state), result.accept_prob

@@ -1,0 +1,146 @@
+"""Random streams: noise that depends on the seed, the chain's block and the step, and on no more.
+
+Chains come in blocks of 64, each with a generator of its own that is seeded afresh at every
+step. What a chain does then depends neither on how many others run beside it nor on how long
+they take, and a run can be taken up at any step without replaying what came before.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, final
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+"""Chains that share a generator."""
+
+_WORD = 2**32
+_STEP_BITS = 20
+
+
+def mix(number: int, key: int = 0) -> int:
+    """A bijection of 32-bit words (MurmurHash3's finaliser), before and after ``key``.
+
+    torch's CPU generator reads 32 bits of a seed: distinct words give distinct streams.
+
+    Example:
+        >>> len({mix(i, key=7) for i in range(1000)})
+        1000
+    """
+    for word in (0, key):
+        number = (number ^ word) % _WORD
+        number = (number ^ (number >> 16)) * 0x85EBCA6B % _WORD
+        number = (number ^ (number >> 13)) * 0xC2B2AE35 % _WORD
+        number ^= number >> 16
+    return number
+
+
+@final
+class Streams:
+    """A generator for every block of chains, and one that all chains share.
+
+    Args:
+        seed: of the run.
+        num_chains: C.
+        device: where the noise is drawn.
+        phase: tells streams of one seed apart, such as those of warm-up and of the draws.
+
+    Example:
+        >>> streams = Streams(0, 100, torch.device("cpu"))
+        >>> one, other = (normal(torch.zeros(100, 2), streams.at(3)) for _ in range(2))
+        >>> bool((one == other).all()), one.shape
+        (True, torch.Size([100, 2]))
+    """
+
+    def __init__(self, seed: int, num_chains: int, device: torch.device, phase: int = 0) -> None:
+        self._key = mix(mix(phase, seed % _WORD), seed // _WORD)
+        self.blocks = [torch.Generator(device) for _ in range(-(-num_chains // BLOCK))]
+        self.shared = torch.Generator()
+        self.shift = mix(self._key) / _WORD
+        self.at(0)
+
+    def at(self, step: int) -> "Streams":
+        """These streams, at the start of the noise of ``step`` >= -1."""
+        self.step = step
+        for block, generator in enumerate(self.blocks):
+            generator.manual_seed(mix((block << _STEP_BITS) + step + 1, self._key))
+        self.shared.manual_seed(mix(step + 1, self._key ^ (_WORD - 1)))
+        return self
+
+
+Generator: TypeAlias = torch.Generator | Streams
+"""What kernels draw from: torch's own, or streams by block."""
+
+
+def normal(like: Tensor, generator: Generator) -> Tensor:
+    """Standard normals of the shape (C, ...), dtype and device of ``like``."""
+    return _draw(torch.randn, like, generator)
+
+
+def uniform(like: Tensor, generator: Generator) -> Tensor:
+    """U(0, 1) noise of the shape (C, ...), dtype and device of ``like``."""
+    return _draw(torch.rand, like, generator)
+
+
+def _draw(function: Callable[..., Tensor], like: Tensor, generator: Generator) -> Tensor:
+    if isinstance(generator, torch.Generator):
+        return function(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    if len(generator.blocks) == 1:
+        return _draw(function, like, generator.blocks[0])
+    parts = zip(
+        torch.split(like, BLOCK), generator.blocks, strict=False
+    )  # fewer rows, fewer blocks
+    return torch.cat([_draw(function, part, block) for part, block in parts])
+
+
+def shared_uniform(generator: Generator) -> float:
+    """One number of U(0, 1) for all chains."""
+    source = generator if isinstance(generator, torch.Generator) else generator.shared
+    return float(torch.rand((), generator=source, device=source.device, dtype=torch.float64))
+
+
+def shared_jitter(generator: Generator) -> float:
+    """One number of U(0, 1) for all chains, evenly spread over the steps of ``Streams``.
+
+    The step's number with its bits reversed (van der Corput's sequence, base 2), shifted by a
+    random offset; torch's own generator knows no steps and gives a uniform.
+    """
+    if isinstance(generator, torch.Generator):
+        return shared_uniform(generator)
+    reversed_bits = int(f"{generator.step + 1:032b}"[::-1], 2) / _WORD
+    return (reversed_bits + generator.shift) % 1.0
+
+
+def shared_parity(generator: Generator) -> int:
+    """0 and 1 in turn over the steps of ``Streams``; of torch's own generator at random."""
+    if isinstance(generator, torch.Generator):
+        return int(shared_uniform(generator) < 0.5)
+    return generator.step % 2
+
+
+def draw_seed(generator: Generator) -> int:
+    """A seed for another generator, which then draws without moving this one any further."""
+    source = generator if isinstance(generator, torch.Generator) else generator.shared
+    return int(torch.randint(2**63 - 1, (), generator=source, device=source.device))
+
+
+def sample_seeded(
+    sample: Callable[[int], Tensor], counts: Sequence[int], seeds: Sequence[int], like: Tensor
+) -> Tensor:
+    """``sample(count)``, which draws from torch's global generators, under each seed in turn."""
+    parts = []
+    for count, seed in zip(counts, seeds, strict=True):
+        seed_global(seed, like.device)
+        parts.append(sample(count))
+    return torch.cat(parts)
+
+
+def seed_global(seed: int, device: torch.device) -> None:
+    """Seed the global generators of the CPU and of ``device``.
+
+    Not torch.manual_seed, which reseeds devices that the caller does not restore.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

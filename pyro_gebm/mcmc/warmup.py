@@ -1,0 +1,139 @@
+"""Warm-up: the chains leave their starts while their kernel is tuned."""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_gebm.mcmc.adaptation import (
+    adapt,
+    close_window,
+    final_tuning,
+    start_adaptation,
+    window_ends,
+)
+from pyro_gebm.mcmc.collect import Collector
+from pyro_gebm.mcmc.draws import Buffers, Position
+from pyro_gebm.mcmc.kernel import Info, Kernel, Tuning, put_rows
+from pyro_gebm.mcmc.random import Streams
+from pyro_gebm.mcmc.transitions import Moves, transitions
+
+PHASE = 0
+"""Warm-up and draws have random streams of their own."""
+
+Bar: TypeAlias = "tqdm[Any]"
+
+
+class Warmed(NamedTuple):
+    """What warm-up ends with: all that the draws start from."""
+
+    position: Position
+    tuning: Tuning
+    spent: Tensor
+    """Gradient evaluations, (C,) int64."""
+    draws: tuple[Tensor, Tensor, Info] | None = None
+    """z, U and Info of warm-up, if they were kept."""
+    num_steps: float = 1.0
+    """Gradient evaluations of a transition, on average over the last half."""
+
+
+def progress_bar(kernel: Kernel, chains: int, total: int, progress: bool) -> Bar:
+    """A bar over transitions on standard error, shown if ``progress``."""
+    return tqdm(
+        total=total,
+        desc=f"{kernel.name} x {chains} chains",
+        disable=not progress,
+        mininterval=0.3,
+        leave=False,
+    )
+
+
+def no_steps(z: Tensor) -> Tensor:
+    """A count of zero for every chain of ``z`` (C, D)."""
+    return torch.zeros(len(z), dtype=torch.int64, device=z.device)
+
+
+def warm_up(
+    moves: Moves,
+    z: Tensor,
+    warmup_steps: int,
+    *,
+    target_accept_prob: float | None = None,
+    tuning: Tuning | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    keep: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Warmed:
+    """Tune a kernel while its chains leave their starts.
+
+    Args:
+        moves: what moves the chains.
+        z: where they start, as in ``run``.
+        warmup_steps: transitions per chain; of chains that run freely, on average.
+        target_accept_prob: what the step size is tuned to; ``None``: the kernel's own.
+        tuning: to start from; ``None`` searches for one.
+        seed: of all noise.
+        progress: show a progress bar on standard error.
+        keep: return the draws of warm-up, too.
+        dtype: what these are stored in.
+
+    Raises:
+        ValueError: global moves without reference.
+    """
+    if moves.global_moves is not None and moves.reference is None:
+        raise ValueError("global_moves: expected a reference to propose from; got None")
+    state = moves.kernel.init(moves.potential_fn, z)
+    position = Position(state, no_steps(z))
+    if tuning is not None and not warmup_steps:
+        return Warmed(position, tuning, no_steps(z))
+    chains = len(z) // moves.kernel.num_levels
+    kept = Buffers(chains, warmup_steps, dtype) if keep and warmup_steps else None
+    streams = Streams(seed, len(z), z.device, PHASE)
+    with progress_bar(moves.kernel, chains, warmup_steps, progress) as bar:
+        target = target_accept_prob or moves.kernel.target_accept_prob
+        return _adapted(moves, position, tuning, warmup_steps, target, streams, kept, bar)
+
+
+def _adapted(
+    moves: Moves,
+    position: Position,
+    given: Tuning | None,
+    warmup_steps: int,
+    target: float,
+    streams: Streams,
+    kept: Buffers | None,
+    bar: Bar,
+) -> Warmed:
+    kernel, state = moves.kernel.for_warmup(), position.state
+    adaptation, tuning, searched = start_adaptation(
+        kernel, moves.potential_fn, state, given, streams, kernel.num_levels
+    )
+    stream = transitions(moves._replace(kernel=kernel), position, tuning, streams)
+    every = torch.arange(len(state.z), device=state.z.device)
+    spent = first = no_steps(state.z) + searched
+    collector = None if kept is None else Collector(kept, position)
+    ends, sent, steps = set(window_ends(warmup_steps)), None, []
+    while adaptation.rounds < warmup_steps:
+        event = stream.send(sent)
+        rows = every if event.rows is None else event.rows
+        state = event.state if event.rows is None else put_rows(state, rows, event.state)
+        # A batch that runs freely works all the time, whoever has finished.
+        spent = spent + event.info.num_steps if event.rows is None else first + event.step
+        before = adaptation.rounds
+        steps.append(event.info.num_steps)
+        adaptation, tuning = adapt(
+            kernel, adaptation, tuning, rows, event.state, event.info, target
+        )
+        if adaptation.rounds > before:
+            bar.update()
+            if adaptation.rounds in ends:
+                adaptation, tuning = close_window(kernel, adaptation, tuning)
+        if collector is not None:
+            collector.take(event)
+        sent = tuning
+    tuning = final_tuning(kernel, adaptation, tuning)
+    mean_steps = float(torch.cat(steps[len(steps) // 2 :]).double().mean()) if steps else 1.0
+    draws = None if kept is None else kept.read()
+    return Warmed(Position(state, no_steps(state.z)), tuning, spent, draws, mean_steps)

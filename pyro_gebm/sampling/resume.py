@@ -1,0 +1,89 @@
+"""The state of a run, as it travels in an InferenceData, and back."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_gebm import inference_data
+from pyro_gebm.mcmc import Draws, GlobalMoves, KernelState, Position, Tuning, Warmed
+from pyro_gebm.sampling.target import Target
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Resumed(NamedTuple):
+    """Where an earlier run has ended."""
+
+    warmed: Warmed
+    seed: int
+    global_moves: GlobalMoves | None
+    ladder: tuple[float, ...] | None
+    kernel: str
+
+
+def save_state(
+    draws: Draws, global_moves: GlobalMoves | None, ladder: tuple[float, ...] | None
+) -> Arrays:
+    """Position, tuning, and what was chosen on the way."""
+    position, tuning = draws.last, draws.tuning
+    fields = {
+        **position.state._asdict(),
+        "step": position.step,
+        "step_size": tuning.step_size,
+        "inverse_mass_matrix": tuning.inverse_mass_matrix,
+        "trajectory_length": tuning.trajectory_length,
+    }
+    found = {name: field.cpu().numpy() for name, field in fields.items() if field is not None}
+    if global_moves is not None:
+        found["global_moves"] = np.array([global_moves.num_proposals, global_moves.every])
+    if ladder is not None:
+        found["ladder"] = np.array(ladder)
+    return found
+
+
+def load_state(resume: Any, target: Target, kernel: str, num_chains: int) -> Resumed:
+    """The state that ``sample`` left in its result.
+
+    Raises:
+        ValueError: there is none, or it is of another kernel or another number of chains.
+    """
+    try:
+        state: Mapping[str, Any] = inference_data.sampling_state(resume)
+    except (KeyError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(
+            "resume: expected what sample() returned, with its group sampling_state; got "
+            f"{type(resume).__name__} without it"
+        ) from error
+    was, seed = str(resume.attrs["kernel"]), int(resume.attrs["seed"])
+    chains = int(resume.attrs["num_chains"])
+    if was != kernel or chains != num_chains:
+        raise ValueError(
+            f"resume: expected a run of {kernel} with {num_chains} chains; got one of {was} with "
+            f"{chains}; give the settings of that run"
+        )
+    tensors = {name: torch.as_tensor(np.array(value)) for name, value in state.items()}
+    return _resumed(tensors, target, seed, was)
+
+
+def _resumed(state: dict[str, Tensor], target: Target, seed: int, kernel: str) -> Resumed:
+    device = None if target.like is None else target.like.device
+    moved = {name: field.to(device) for name, field in state.items()}
+    length = moved.get("trajectory_length")
+    tuning = Tuning(moved["step_size"], moved["inverse_mass_matrix"], length)
+    kernel_state = KernelState(
+        moved["z"], moved["potential_energy"], moved["z_grad"], moved.get("momentum")
+    )
+    step = moved["step"]
+    moves = state.get("global_moves")
+    ladder = state.get("ladder")
+    return Resumed(
+        Warmed(Position(kernel_state, step), tuning, torch.zeros_like(step)),
+        seed,
+        None if moves is None else GlobalMoves(num_proposals=int(moves[0]), every=int(moves[1])),
+        None if ladder is None else tuple(ladder.tolist()),
+        kernel,
+    )

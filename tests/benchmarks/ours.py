@@ -1,0 +1,68 @@
+"""Our kernels, through ``pyro_gebm.sample``.
+
+A name may carry what composes with it: ``NUTS+global`` or ``HMC+tempering``.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from jobs import Job, Prepared, Run, Watch, watch
+from targets import Counted, Target
+
+import pyro_gebm as pg
+
+EXTRAS: dict[str, dict[str, Any]] = {
+    "global": {"global_moves": "auto"},
+    "tempering": {"tempering": "auto"},
+}
+NEEDS_BASE = "IMH"
+
+
+def prepare(target: Target, job: Job) -> Prepared:
+    """A runner of one of our kernels; nothing is compiled."""
+    name, *extras = job.kernel.split("+")
+    settings: dict[str, Any] = {"kernel": name, "global_moves": None}
+    for extra in extras:
+        settings |= EXTRAS[extra]
+    counted = Counted(target.torch_potential())
+    plain = not extras and name != NEEDS_BASE
+    # A bare potential is what the other libraries get.
+    model: Any = counted if plain else target.gebm(counted)
+
+    def run(seed: int) -> Run:
+        counted.positions = 0
+        start = torch.from_numpy(target.start(job.chains, seed, job.starts))
+        with watch() as spent, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the table says what did not converge
+            idata = pg.sample(
+                model,
+                num_samples=job.draws,
+                warmup_steps=job.warmup,
+                num_chains=job.chains,
+                initial_params=start,
+                seed=seed,
+                progress=False,
+                **settings,
+            )
+        return _read(idata, spent, None if plain else counted.positions)
+
+    return Prepared(run, 0.0)
+
+
+def _read(idata: Any, spent: Watch, evaluations: int | None) -> Run:
+    """A run. Jumps and replicas are charged for every position that they evaluate."""
+    stats = idata["sample_stats"]
+    z = np.asarray(idata["posterior"]["z"].values)
+    sampling = int(stats["n_steps"].values.sum())
+    warmup = round(float(idata.attrs["warmup_gradient_evaluations"]) * len(z))
+    return Run(
+        z=z,
+        seconds=spent.wall,
+        cpu_seconds=spent.cpu,
+        gradients=evaluations or sampling + warmup,
+        sampling_gradients=sampling,
+        divergences=int(stats["diverging"].values.sum()) if "diverging" in stats else 0,
+        batch_steps=int(idata.attrs["batch_steps"]),
+    )
