@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from pyro_gebm.mcmc.draws import Buffers, Position, merge
-from pyro_gebm.mcmc.kernel import Info, KernelState, last_rows, put_rows, take_rows
+from pyro_gebm.mcmc.kernel import (
+    Info,
+    KernelState,
+    last_rows,
+    put_rows,
+    select,
+    take_rows,
+    zero_rows,
+)
 from pyro_gebm.mcmc.transitions import Finished
 
 
@@ -102,18 +110,9 @@ class Collector:
         """The chains that have made ``thinning`` transitions, and what these tell together."""
         count = self._parts[rows] + 1
         if self._told is None:
-            chains = self._chains
-            rooms = (None if f is None else f.new_zeros(chains) for f in info)
-            self._told = Info(*rooms)  # type: ignore[arg-type]
+            self._told = zero_rows(info, self._chains)
         before = take_rows(self._told, rows)
-        first = count == 1
-        merged = merge(before, info, count)
-        told = Info(
-            *(
-                f if f is None else torch.where(first, f, m)
-                for f, m in zip(info, merged, strict=True)
-            )
-        )  # type: ignore[arg-type]
+        told = select(count == 1, info, merge(before, info, count))
         self._told = put_rows(self._told, rows, told)
         self._parts[rows] = count % self.thinning
         out = count == self.thinning

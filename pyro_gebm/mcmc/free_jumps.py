@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.global_moves import GlobalMoves, Jump, jump, propose_rows
-from pyro_gebm.mcmc.kernel import Info, KernelState, select, take_rows
+from pyro_gebm.mcmc.kernel import Info, KernelState, put_rows, select, take_rows, zero_rows
 from pyro_gebm.mcmc.random import Streams, uniform
 from pyro_gebm.mcmc.reference import Reference
 from pyro_gebm.mcmc.tree import EDGE, LEFT, STEP, Tree, pack, unpack
@@ -28,7 +28,7 @@ class FreeJumps:
         global_moves: GlobalMoves | None,
     ) -> None:
         self._potential_fn, self._reference, self._moves = potential_fn, reference, global_moves
-        self._untold: dict[str, Tensor] = {}
+        self._untold: Info | None = None
         self._origin: KernelState | None = None
 
     def apply(
@@ -97,16 +97,12 @@ class FreeJumps:
         return select(tree.diverging[rows], before, there)
 
     def _remember(self, tree: Tree, rows: Tensor, told: Info) -> None:
-        for name, field in told._asdict().items():
-            if field is not None:
-                if name not in self._untold:
-                    self._untold[name] = field.new_zeros(len(tree.done))
-                self._untold[name][rows] = field
+        if self._untold is None:
+            self._untold = zero_rows(told, len(tree.done))
+        self._untold = put_rows(self._untold, rows, told)
 
     def _recall(self, rows: Tensor, like: Info) -> Info:
-        if not self._untold:
-            return like
-        return like._replace(**{name: field[rows] for name, field in self._untold.items()})
+        return like if self._untold is None else take_rows(self._untold, rows)
 
 
 def _noise(tree: Tree, streams: Streams) -> Tensor:

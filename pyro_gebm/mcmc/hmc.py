@@ -33,6 +33,7 @@ class HMC(Kernel):
         ValueError: a setting is out of its range.
 
     Example:
+        >>> import torch
         >>> kernel = HMC(trajectory_length=2.0)
         >>> state = kernel.init(lambda z: 0.5 * (z**2).sum(-1), torch.zeros(3, 2))
         >>> tuning = Tuning(step_size=torch.full((3,), 0.5), inverse_mass_matrix=torch.ones(2))

@@ -197,6 +197,12 @@ def last_rows(values: S, count: int) -> S:
     return _rebuilt(values, (None if v is None else v[-count:] for v in values))
 
 
+def zero_rows(values: S, count: int) -> S:
+    """Zeros of the kind of every field, for ``count`` chains."""
+    rooms = (None if v is None else v.new_zeros(count, *v.shape[1:]) for v in values)
+    return _rebuilt(values, rooms)
+
+
 def _rebuilt(like: S, fields: Iterable[Any]) -> S:
     return type(like)(*fields)
 

@@ -1,6 +1,7 @@
 """``generate``: samples of the model in data space."""
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from pyro_gebm import inference_data
 from pyro_gebm._checks import check_count
-from pyro_gebm.mcmc import Kernel
+from pyro_gebm.mcmc import GlobalMoves, Kernel
 from pyro_gebm.model import GEBM
+from pyro_gebm.sampling.anneal import anneal
 from pyro_gebm.sampling.push import push_forward
 from pyro_gebm.sampling.sample import sample
 from pyro_gebm.sampling.target import quiet_model
@@ -24,6 +26,10 @@ def generate(
     warmup_steps: int | None = None,
     thinning: int = 5,
     beta: float = 1.0,
+    anneal_stages: int = 0,
+    global_moves: str | GlobalMoves | None = "auto",
+    tempering: str | int | Sequence[float] | None = None,
+    chunk_size: int | None = None,
     seed: int | None = None,
     progress: bool = True,
 ) -> Tensor:
@@ -39,6 +45,12 @@ def generate(
         warmup_steps: as in ``sample``.
         thinning: transitions between two samples of a chain.
         beta: inverse temperature of the energy.
+        anneal_stages: before warm-up, take exact draws of the base through so many stages of
+            β, evenly spaced from 0, each with a warm-up of its own: it spreads chains over the
+            modes by mass rather than by the nearest one, where global moves do not reach.
+        global_moves: as in ``sample``.
+        tempering: as in ``sample``.
+        chunk_size: as in ``sample``.
         seed: as in ``sample``.
         progress: show a progress bar on standard error.
 
@@ -60,7 +72,12 @@ def generate(
         raise ValueError(f"model: expected a GEBM; got {type(model).__name__}")
     check_count("num_samples", num_samples)
     check_count("num_chains", num_chains)
+    check_count("anneal_stages", anneal_stages, minimum=0)
     chains = min(num_chains, num_samples)
+    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    start = None
+    if anneal_stages:
+        start = anneal(model, chains, anneal_stages, kernel, beta, warmup_steps, seed)
     with warnings.catch_warnings():
         # Diagnosis is what sample() is for; here a short run per chain is the usual case.
         warnings.simplefilter("ignore", UserWarning)
@@ -72,6 +89,10 @@ def generate(
             num_chains=chains,
             thinning=thinning,
             beta=beta,
+            initial_params=start,
+            global_moves=global_moves,
+            tempering=tempering,
+            chunk_size=chunk_size,
             seed=seed,
             progress=progress,
         )

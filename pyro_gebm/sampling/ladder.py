@@ -98,8 +98,8 @@ def place(
     """``levels`` factors at equal shares of the cumulated rejection rates.
 
     Example:
-        >>> place((0.5, 1.0), np.array([0.6, 0.2]), 4)
-        (0.1666666666666667, 0.3333333333333334, 0.5, 1.0)
+        >>> [round(rung, 3) for rung in place((0.5, 1.0), np.array([0.6, 0.2]), 4)]
+        [0.167, 0.333, 0.5, 1.0]
     """
     # A rate of exactly 0 would leave the way back from shares to λ undefined.
     barrier = np.concatenate([[0.0], np.cumsum(np.maximum(rejections, 1e-3))])

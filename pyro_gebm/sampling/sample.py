@@ -99,6 +99,7 @@ def sample(
             reached, with what to do.
 
     Example:
+        >>> import torch
         >>> idata = sample(lambda z: 0.5 * (z**2).sum(-1), initial_params=torch.zeros(8, 2),
         ...                num_chains=8, num_samples=200, seed=0, progress=False)
         >>> dict(idata["posterior"].sizes)
