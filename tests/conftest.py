@@ -6,6 +6,8 @@ import torch
 # Two threads on two busy cores run small batched work many times slower than one.
 torch.set_num_threads(1)
 
+collect_ignore_glob = ["benchmarks/*"]  # they need libraries that the tests do not
+
 
 @pytest.fixture(autouse=True)
 def _fixed_global_seed() -> None:

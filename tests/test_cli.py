@@ -62,6 +62,8 @@ def test_help_names_every_option_of_the_run(
         (("evaluate", "x", "--num-chains", "1"), "2 chains"),
         (("sample", "nowhere"), "nowhere"),
         (("sample", "x", "--kernel", "Gibbs"), "Gibbs"),
+        (("sample", "x", "--tempering", "1"), "1"),
+        (("sample", "x", "--global-moves", "maybe"), "maybe"),
         (("evaluate", "x", "--kernels", "HMC,Gibbs"), "Gibbs"),
         (("evaluate", "x", "--num-chains", "many"), "many"),
     ],
@@ -139,6 +141,20 @@ def test_sample_writes_the_draws_it_reports(
     printed = capsys.readouterr().out
     assert f"R-hat {inference_data.rhat(idata).max():.3f}" in printed
     assert "Warning: not converged yet" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "attribute"),
+    [([], "global_moves"), (["--tempering", "3"], "tempering"), (["--global-moves", "off"], None)],
+)
+def test_sample_crosses_between_modes_as_asked(
+    run_folder: Path, tmp_path: Path, options: list[str], attribute: str | None
+) -> None:
+    sizes = ["--num-chains", "16", "--num-samples", "10", "--warmup-steps", "20"]
+    assert main(["sample", str(run_folder), "--out", str(tmp_path), *sizes, *options]) == 0
+    attributes = inference_data.load(tmp_path / "idata.nc").attrs
+    assert attributes["kernel"] == "ChEES"
+    assert {"global_moves", "tempering"} & set(attributes) == ({attribute} if attribute else set())
 
 
 def test_evaluate_compares_at_equal_gradients(

@@ -14,8 +14,6 @@ from pyro_gebm.mcmc.nuts import grow_, harvest, plant_, tree_noise, turns
 from pyro_gebm.mcmc.random import normal as normal_noise
 from pyro_gebm.mcmc.random import uniform
 from pyro_gebm.mcmc.tree import (
-    LEFT,
-    RIGHT,
     STEP,
     WEIGHT,
     WHOLE,
@@ -158,8 +156,8 @@ def test_tree_is_that_of_the_recursion(step_size, expected):
         fresh = evaluate(bent, state.z)
         assert torch.equal(state.potential_energy, fresh.potential_energy)
         assert torch.equal(state.z_grad, fresh.z_grad)
-        for end, member in ((LEFT, members[0]), (RIGHT, members[-1])):
-            torch.testing.assert_close(unpack(tree.points[:, end])[0].z[0], positions[member])
+        for end, member in ((tree.left, members[0]), (tree.right, members[-1])):
+            torch.testing.assert_close(unpack(end)[0].z[0], positions[member])
         ends.add("wall" if reference.diverging else "limit" if reference.depth == 6 else "turn")
     assert ends >= expected
 

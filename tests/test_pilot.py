@@ -8,8 +8,12 @@ import pytest
 import torch
 from helpers import linear_gaussian, normal, quiet_sample, stats_of
 from test_modes_end_to_end import far_from_the_base, many_dimensions, ring
+from torch import nn
 
 import pyro_gebm as pg
+from pyro_gebm.sampling.pilot import BOOKKEEPING, OWN_PROPOSAL
+from pyro_gebm.sampling.price import CPU, price_of
+from pyro_gebm.sampling.target import gebm_target, potential_target
 
 SMALL = {"num_chains": 32, "num_samples": 100, "warmup_steps": 100}
 
@@ -75,9 +79,26 @@ def test_their_cost_is_capped(make, kernel):
     more = quiet_sample(gebm, resume=first, **settings)
     tried = ~np.isnan(stats_of(more, "global_acceptance_rate"))
     assert rows.forward >= n * tried.sum() > 0
-    # A fifth of the gradients, at three forward passes each, up to what steps differ from
-    # those of warm-up, and to whole numbers.
-    assert n / 3 / every < 1.3 * 0.2 * stats_of(more, "n_steps").mean()
+    price = price_of(gebm_target(gebm, 1.0), gebm.base.latent_prior.sample(64))
+    chains, free = SMALL["num_chains"], kernel == "NUTS"
+    step = price.gradient(chains) + free * BOOKKEEPING
+    move = price.forward(n * chains) + step + free * OWN_PROPOSAL * chains
+    # A fifth of the whole, up to what steps differ from those of warm-up.
+    local = every * (stats_of(more, "n_steps").mean() - 1 / every) * step
+    assert move / (move + local) < 1.2 * 0.2
+
+
+def test_the_price_of_a_potential_is_counted():
+    layer = nn.Linear(30, 500)
+    target = potential_target(lambda z: layer(z).square().sum(-1), 1.0)
+    price = price_of(target, torch.randn(100, 30))
+    # A product and a sum for each weight; the layer, its squares and their sum are written.
+    assert price.per_row_flops == pytest.approx(2 * 30 * 500 / CPU.flops)
+    assert price.per_row_elements >= 1001 / CPU.elements
+    assert price.forward(10) - price.forward(0) == pytest.approx(
+        price.forward(20) - price.forward(10)
+    )
+    assert 2 * price.forward(50) < price.gradient(50) < 3 * price.forward(50)
 
 
 @pytest.mark.parametrize("kernel", ["Langevin", "Kinetic", "IMH"])

@@ -269,3 +269,17 @@ def test_missing_mass_refuses(change, what):
     assert check_missing_mass(**good) == ""
     with pytest.raises(ValueError, match=what):
         check_missing_mass(**{**good, **change})
+
+
+def test_suspects_hold_the_worst_component():
+    # 60 components that mix, and one that R-hat and one that only the folded R-hat tells.
+    z = np.random.default_rng(5).normal(size=(8, 100, 60))
+    z[:4, :, 17] += 0.6
+    z[0, :, 41] *= 3
+    idata = inference_data.build({"z": z}, {}, {})
+    some = inference_data.suspects(idata)
+    names = inference_data.names(some, "posterior")
+    assert len(names) == 16 and {"z[17]", "z[41]"} <= set(names)
+    assert inference_data.worst_rhat(some) == inference_data.worst_rhat(idata)
+    few = inference_data.build({"z": z[..., :16]}, {}, {})
+    assert inference_data.suspects(few) is few

@@ -233,7 +233,7 @@ def test_a_position_moved_by_others_is_taken_up():
     kernel.initial_params = {"z": torch.zeros(2)}
     kernel.setup(0)
     moved = kernel.sample({"z": torch.full((2,), 3.0)})
-    assert (moved["z"] - 3).abs().max() < 1e-3
+    assert (moved["z"] - 3).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("cpus", [1, 8])

@@ -120,7 +120,7 @@ def test_trajectory_length_is_reported():
     assert "trajectory_length" not in quiet_sample(small_gebm(), kernel="HMC", **SMALL).attrs
 
 
-@pytest.mark.parametrize(("chains", "steps"), [(4, 500), (25, 200), (64, 200)])
+@pytest.mark.parametrize(("chains", "steps"), [(4, 500), (25, 200), (64, 125), (400, 100)])
 def test_default_warmup_shrinks_with_the_chains(chains, steps):
     idata = quiet_sample(small_gebm(), kernel="MALA", num_chains=chains, num_samples=2)
     assert idata.attrs["tuning_steps"] == steps

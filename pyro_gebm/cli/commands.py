@@ -78,6 +78,8 @@ def run_sample(arguments: argparse.Namespace) -> None:
             num_chains=arguments.num_chains,
             beta=arguments.beta,
             thinning=arguments.thinning,
+            global_moves=None if arguments.global_moves == "off" else "auto",
+            tempering=arguments.tempering,
             seed=arguments.seed,
         )
     inference_data.save(idata, out.idata)

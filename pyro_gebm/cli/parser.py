@@ -74,8 +74,18 @@ def _add_sample(subparsers: Subparsers) -> None:
     text = "sample a trained model's latent posterior"
     sample = _command(subparsers, "sample", text, commands.run_sample)
     sample.add_argument("run", help="run folder of 'train' or 'demo'")
-    sample.add_argument("--kernel", type=_kernel, default="HMC", help=_kernel_help())
+    text = "auto (ChEES from 16 chains on, HMC below), or " + _kernel_help()
+    sample.add_argument("--kernel", type=_kernel_or_auto, default="auto", help=text)
     sample.add_argument("--beta", type=float, default=1.0, help="inverse temperature of the energy")
+    sample.add_argument(
+        "--global-moves",
+        choices=["auto", "off"],
+        default="auto",
+        help="jumps that propose from the base",
+    )
+    sample.add_argument(
+        "--tempering", type=_tempering, default=None, help="auto, or a number of replicas"
+    )
     sample.add_argument("--thinning", type=_count, default=1, help="transitions per draw kept")
     _add_run_options(sample, out=None)
     _add_chain_options(sample, num_samples=1000, warmup_steps=None)
@@ -156,6 +166,18 @@ def _kernel(text: str) -> str:
         known = ", ".join(KERNELS)
         raise argparse.ArgumentTypeError(f"expected one of {known}; got {text!r}")
     return by_name[text.lower()]
+
+
+def _kernel_or_auto(text: str) -> str:
+    return "auto" if text.lower() == "auto" else _kernel(text)
+
+
+def _tempering(text: str) -> str | int:
+    if text.lower() == "auto":
+        return "auto"
+    if not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"expected auto or a whole number >= 2; got {text!r}")
+    return int(text)
 
 
 def _kernels(text: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from pyro_gebm.inference_data.diagnostics import (
     least_ess,
     nested_rhat,
     rhat,
+    suspects,
     worst_rhat,
 )
 from pyro_gebm.inference_data.files import load, save
@@ -47,6 +48,7 @@ __all__ = [
     "sampling_state",
     "save",
     "subset",
+    "suspects",
     "values",
     "worst_rhat",
 ]

@@ -61,6 +61,50 @@ def scarcest_component(idata: InferenceData, method: str = "bulk") -> tuple[floa
     return _extreme(idata, lambda idata, name: ess(idata, name, method), np.argmin)
 
 
+MOST_SUSPECTS = 16
+"""Components that are looked at where there are many: ranks and autocorrelations take time."""
+
+
+MOST_NUMBERS = 20_000_000
+
+
+def suspects(idata: InferenceData) -> InferenceData:
+    """The components that mixed worst by a cheap measure, each as a variable such as "z[3]".
+
+    The measure is the plain split R-hat (Gelman et al. 2013) of the draws and of their distance
+    from the mean, vectorised over the components and, of large runs, read at a share of the
+    draws. Up to ``MOST_SUSPECTS`` are all returned.
+    """
+    named: list[tuple[str, NDArray[Any]]] = []
+    for name in latent_names(idata):
+        draws = values(idata, name)
+        places = np.ndindex(draws.shape[2:])
+        named += [
+            (name + (f"[{', '.join(map(str, at))}]" if at else ""), draws[(..., *at)])
+            for at in places
+        ]
+    if len(named) <= MOST_SUSPECTS:
+        return idata
+    size = len(named) * named[0][1].size
+    step = -(-size // MOST_NUMBERS)
+    every = np.stack([draws[:, ::step] for _, draws in named], -1)
+    folded = np.abs(every - every.mean((0, 1)))
+    score = np.maximum(_plain_rhat(every), _plain_rhat(folded))
+    # What never varies has no R-hat, and comes first.
+    order = np.argsort(np.where(np.isfinite(score), -score, -np.inf))[:MOST_SUSPECTS]
+    return build({named[k][0]: named[k][1] for k in order}, {}, {})
+
+
+def _plain_rhat(draws: NDArray[Any]) -> NDArray[np.float64]:
+    """Split R-hat without ranks, of draws (C, S, K)."""
+    half = draws.shape[1] // 2
+    split = np.concatenate([draws[:, :half], draws[:, -half:]]).astype(np.float64)
+    within = split.var(1, ddof=1).mean(0)
+    with np.errstate(all="ignore"):
+        found: NDArray[np.float64] = np.sqrt(1 + split.mean(1).var(0, ddof=1) / within)
+    return found
+
+
 def nested_rhat(
     idata: InferenceData, superchains: int | ArrayLike, name: str = "z"
 ) -> NDArray[np.float64]:

@@ -7,7 +7,12 @@ from numpy.typing import NDArray
 
 from pyro_gebm.inference_data._arviz import InferenceData
 from pyro_gebm.inference_data.build import latent_names, names, values
-from pyro_gebm.inference_data.diagnostics import bfmi, scarcest_component, worst_component
+from pyro_gebm.inference_data.diagnostics import (
+    bfmi,
+    scarcest_component,
+    suspects,
+    worst_component,
+)
 
 STUCK = 0.01
 """A chain that moves in fewer of its draws, or accepts so much less than others, is stuck."""
@@ -85,8 +90,9 @@ def _name_chains(chosen: NDArray[Any], what: str, advice: str) -> str:
 
 
 def _rhat_problem(idata: InferenceData) -> str:
-    worst, where = worst_component(idata)
-    least, there = scarcest_component(idata)
+    some = suspects(idata)
+    worst, where = worst_component(some)
+    least, there = scarcest_component(some)
     if worst <= 1.01 and least >= 400:
         return ""
     return (

@@ -10,7 +10,7 @@ from pyro_gebm.mcmc.global_moves import GlobalMoves, Jump, jump, propose_rows
 from pyro_gebm.mcmc.kernel import Info, KernelState, put_rows, select, take_rows, zero_rows
 from pyro_gebm.mcmc.random import Streams, uniform
 from pyro_gebm.mcmc.reference import Reference
-from pyro_gebm.mcmc.tree import EDGE, LEFT, STEP, Tree, pack, unpack
+from pyro_gebm.mcmc.tree import STEP, Tree, pack, unpack
 
 
 @final
@@ -80,7 +80,13 @@ class FreeJumps:
         proposals = propose_rows(self._reference, like, noise[:, 1])
         chosen = noise[:, 2].to(some.potential_energy)
         return jump(
-            self._potential_fn, self._reference, some.z, some.potential_energy, proposals, chosen
+            self._potential_fn,
+            self._reference,
+            some.z,
+            some.potential_energy,
+            proposals,
+            chosen,
+            apart=True,
         )
 
     def await_gradients(self, tree: Tree, rows: Tensor) -> None:
@@ -89,11 +95,11 @@ class FreeJumps:
             assert self._origin is not None
             tree.fresh[rows] = True
             tree.numbers[rows, STEP] = 0.0
-            tree.points[rows, LEFT] = pack(self._origin, torch.zeros_like(self._origin.z))
+            tree.left[rows] = pack(self._origin, torch.zeros_like(self._origin.z))
 
     def _landed(self, tree: Tree, rows: Tensor) -> KernelState:
         """Where a move has led, or back where it came from if there is no gradient there."""
-        there, before = (unpack(tree.points[rows, place])[0] for place in (EDGE, LEFT))
+        there, before = (unpack(point[rows])[0] for point in (tree.edge, tree.left))
         return select(tree.diverging[rows], before, there)
 
     def _remember(self, tree: Tree, rows: Tensor, told: Info) -> None:

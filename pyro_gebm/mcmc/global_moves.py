@@ -64,15 +64,20 @@ def jump(
     potential_energy: Tensor,
     proposals: Tensor,
     noise: Tensor,
+    *,
+    apart: bool = False,
 ) -> Jump:
     """One move of chains at ``z`` (R, D) with ``proposals`` (R, n, D) and uniforms (R,).
 
-    A proposal whose density is not finite has weight zero.
+    A proposal whose density is not finite has weight zero. ``apart`` evaluates the proposals
+    of one chain at a time: the rounding of a matrix product depends on the rows beside, and a
+    chain must not depend on which others move with it.
     """
     rows, n, dim = proposals.shape
     flat = proposals.reshape(rows * n, dim)
     with torch.no_grad():
-        energies = potential_fn(flat)
+        hands = torch.split(flat, n) if apart else (flat,)
+        energies = torch.cat([potential_fn(hand) for hand in hands])
         log_weight = (reference.potential_fn(flat) - energies).view(rows, n)
         current = reference.potential_fn(z) - potential_energy
     log_weight = torch.where(torch.isfinite(log_weight), log_weight, -torch.inf)

@@ -35,11 +35,15 @@ def start_length(length: Tensor) -> Length:
 
 
 def update_length(state: Length, gradient: Tensor) -> Length:
-    """One step of Adam without momentum (β₁ = 0), as in the paper; a NaN gradient is skipped."""
-    if not bool(torch.isfinite(gradient)):
+    """One step of Adam without momentum (β₁ = 0), as in the paper.
+
+    A gradient without a finite square is skipped.
+    """
+    square = gradient.square()
+    if not bool(torch.isfinite(square)):
         return state
     num = state.num + 1
-    second = DECAY * state.second_moment + (1 - DECAY) * gradient.square()
+    second = DECAY * state.second_moment + (1 - DECAY) * square
     size = (second / (1 - DECAY**num)).sqrt()
     move = RATE * gradient / (size + 1e-20)
     log_length = state.log_length + move.clamp(-MAX_STEP, MAX_STEP)

@@ -22,17 +22,12 @@ from pyro_gebm.mcmc.random import Generator, Streams, draw_seed, normal, uniform
 from pyro_gebm.mcmc.tree import (
     ACCEPT,
     DEPTH,
-    DRAW,
     DRAW_ERROR,
-    EDGE,
     ENERGY,
     LEAF,
-    LEFT,
-    RIGHT,
     STEP,
     STEPS,
     SUB,
-    SUB_DRAW,
     SUB_ERROR,
     SUB_WEIGHT,
     WEIGHT,
@@ -137,14 +132,16 @@ def plant_(
     tree: Tree, rows: Tensor, state: KernelState, tuning: Tuning, momentum: Tensor, way: Tensor
 ) -> None:
     """Start the trees of some chains at ``state`` (R rows) with ``momentum`` and a direction."""
-    tree.points[rows] = pack(state, momentum)[:, None]
+    point = pack(state, momentum)
+    for field in (tree.left, tree.right, tree.draw, tree.edge):
+        field.index_copy_(0, rows, point)
     energy = state.potential_energy + kinetic_energy(momentum)
     numbers = energy.new_zeros(len(rows), 8)
     numbers[:, ENERGY] = energy
     numbers[:, SUB_WEIGHT] = -torch.inf
     step_size = tuning.step_size[rows]
     numbers[:, STEP] = torch.where(way < 0.5, step_size, -step_size)
-    tree.numbers[rows] = numbers
+    tree.numbers.index_copy_(0, rows, numbers)
     tree.sums[rows] = torch.stack([momentum, torch.zeros_like(momentum)], 1)
     tree.counts[rows] = 0
     tree.fresh[rows] = False
@@ -160,12 +157,11 @@ def grow_(potential_fn: PotentialFn, tree: Tree, tuning: Tuning, noise: Tensor) 
         noise: of ``tree_noise``.
     """
     scale = tree.numbers[:, STEP, None] * tuning.inverse_mass_matrix.sqrt()
-    start, momentum = unpack(tree.points[:, EDGE])
+    start, momentum = unpack(tree.edge)
     state, momentum = leapfrog(potential_fn, start, momentum, scale)
-    edge = pack(state, momentum)
-    tree.points[:, EDGE] = edge
+    tree.edge.copy_(pack(state, momentum))
     error = record_(tree, state, momentum)
-    turning = add_leaf_(tree, edge, momentum, error, noise[0])
+    turning = add_leaf_(tree, momentum, error, noise[0])
     done = turning.logical_or_(tree.diverging).logical_or_(tree.fresh)
     tree.done.copy_(done)
     whole = (tree.counts[:, LEAF] == torch.exp2(tree.counts[:, DEPTH])).logical_and_(~done)
@@ -188,14 +184,14 @@ def record_(tree: Tree, state: KernelState, momentum: Tensor) -> Tensor:
     return error
 
 
-def add_leaf_(tree: Tree, edge: Tensor, momentum: Tensor, error: Tensor, noise: Tensor) -> Tensor:
+def add_leaf_(tree: Tree, momentum: Tensor, error: Tensor, noise: Tensor) -> Tensor:
     """One more leaf for the subtrees: whether any binary subtree that it closes turns, (C,)."""
     weight, leaf = tree.numbers[:, SUB_WEIGHT], tree.counts[:, LEAF]
     log_weight = torch.logaddexp(weight, -error)
     weight.copy_(log_weight)
     # Multinomial draw, streamed: each leaf replaces the draw with its share of the weight.
     rows = (noise < (log_weight.add_(error).neg_()).exp_()).nonzero()[:, 0]
-    tree.points[rows, SUB_DRAW] = edge[rows]
+    copy_rows_(tree.sub_draw, tree.edge, rows)
     tree.numbers[rows, SUB_ERROR] = error[rows]
     total = tree.sums[:, SUB].add_(momentum)
 
@@ -226,32 +222,38 @@ def turns(first: Tensor, last: Tensor, middle: Tensor) -> Tensor:
 
 def join_(tree: Tree, rows: Tensor, draw_noise: Tensor, way_noise: Tensor) -> None:
     """Double some trees by their whole subtrees, and start the next subtrees."""
-    numbers, points = tree.numbers[rows], tree.points[rows]
-    new, old = numbers[:, SUB_WEIGHT], numbers[:, WEIGHT]
-    forward = numbers[:, STEP, None] > 0
+    numbers = tree.numbers[rows]
+    new, old, step = numbers[:, SUB_WEIGHT], numbers[:, WEIGHT], numbers[:, STEP]
+    forward, way = step > 0, way_noise < 0.5
     # Biased towards the new half (Betancourt 2017, A.3.2), for longer moves.
     take = draw_noise < (new - old).exp()
-    left = torch.where(forward, points[:, LEFT], points[:, EDGE])
-    right = torch.where(forward, points[:, EDGE], points[:, RIGHT])
-    draw = torch.where(take[:, None], points[:, SUB_DRAW], points[:, DRAW])
+    copy_rows_(tree.draw, tree.sub_draw, rows[take])
+    copy_rows_(tree.right, tree.edge, rows[forward])
+    copy_rows_(tree.left, tree.edge, rows[~forward])
+    first, last = (momentum_of(end).index_select(0, rows) for end in (tree.left, tree.right))
     total = tree.sums[rows].sum(1)
-    first, last = momentum_of(left), momentum_of(right)
     turning = turns(first, last, total.add(first + last, alpha=-0.5))
 
-    way = way_noise < 0.5
-    edge = torch.where(way[:, None], right, left)
-    tree.points[rows] = torch.stack([left, right, draw, edge, edge], 1)
-    step = numbers[:, STEP].abs()
+    # A tree that grows on the same way does so from where it is.
+    copy_rows_(tree.edge, tree.right, rows[way > forward])
+    copy_rows_(tree.edge, tree.left, rows[way < forward])
+    size = step.abs()
     numbers[:, DRAW_ERROR] = torch.where(take, numbers[:, SUB_ERROR], numbers[:, DRAW_ERROR])
     numbers[:, WEIGHT] = torch.logaddexp(old, new)
     numbers[:, SUB_WEIGHT] = -torch.inf
-    numbers[:, STEP] = torch.where(way, step, -step)
-    tree.numbers[rows] = numbers
-    tree.sums[rows] = torch.stack([total, torch.zeros_like(total)], 1)
-    depth = tree.counts[rows, DEPTH] + 1
-    tree.counts[rows, DEPTH] = depth
-    tree.counts[rows, LEAF] = 0
-    tree.done[rows] = turning | (depth >= tree.num_slots)
+    numbers[:, STEP] = torch.where(way, size, -size)
+    tree.numbers.index_copy_(0, rows, numbers)
+    tree.sums.index_copy_(0, rows, torch.stack([total, torch.zeros_like(total)], 1))
+    counts = tree.counts[rows]
+    counts[:, DEPTH] += 1
+    counts[:, LEAF] = 0
+    tree.counts.index_copy_(0, rows, counts)
+    tree.done.index_copy_(0, rows, turning | (counts[:, DEPTH] >= tree.num_slots))
+
+
+def copy_rows_(to: Tensor, source: Tensor, rows: Tensor) -> None:
+    """The points of some chains."""
+    to.index_copy_(0, rows, source.index_select(0, rows))
 
 
 def harvest(tree: Tree, rows: Tensor, max_tree_depth: int) -> tuple[KernelState, Info]:
@@ -268,4 +270,4 @@ def harvest(tree: Tree, rows: Tensor, max_tree_depth: int) -> tuple[KernelState,
         max_energy_error=numbers[:, WORST],
         reached_max_treedepth=depth >= max_tree_depth,
     )
-    return unpack(tree.points[rows, DRAW])[0], info
+    return unpack(tree.draw.index_select(0, rows))[0], info

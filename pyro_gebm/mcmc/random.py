@@ -16,6 +16,7 @@ BLOCK = 64
 
 _WORD = 2**32
 _STEP_BITS = 20
+_SALT = 0x9E3779B9
 
 
 def mix(number: int, key: int = 0) -> int:
@@ -53,7 +54,8 @@ class Streams:
     """
 
     def __init__(self, seed: int, num_chains: int, device: torch.device, phase: int = 0) -> None:
-        self._key = mix(mix(phase, seed % _WORD), seed // _WORD)
+        # Not plain mix(0, 0) = 0, which would be torch's own stream of seed 0.
+        self._key = mix(mix(phase, seed % _WORD ^ _SALT), seed // _WORD ^ _SALT)
         self.blocks = [torch.Generator(device) for _ in range(-(-num_chains // BLOCK))]
         self.shared = torch.Generator()
         self.shift = mix(self._key) / _WORD

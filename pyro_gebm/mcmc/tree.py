@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pyro_gebm.mcmc.kernel import KernelState
 
-LEFT, RIGHT, DRAW, EDGE, SUB_DRAW = range(5)
 ENERGY, DRAW_ERROR, WEIGHT, SUB_ERROR, SUB_WEIGHT, STEP, ACCEPT, WORST = range(8)
 LEAF, DEPTH, STEPS = range(3)
 WHOLE, SUB = range(2)
@@ -23,10 +22,16 @@ WHOLE, SUB = range(2)
 class Tree(NamedTuple):
     """The trajectory of every chain while it doubles; its tensors are its own."""
 
-    points: Tensor
-    """Leftmost and rightmost point, the draw chosen so far, the newest leaf of the subtree (the
-    edge, from which the next step starts), and the draw chosen from the subtree,
-    (C, 5, 3D + 1)."""
+    left: Tensor
+    """Leftmost point, (C, 3D + 1)."""
+    right: Tensor
+    """Rightmost point."""
+    draw: Tensor
+    """The point chosen so far."""
+    edge: Tensor
+    """Newest leaf of the subtree, from which the next step starts."""
+    sub_draw: Tensor
+    """The point chosen from the subtree."""
     numbers: Tensor
     """H₀; H - H₀ of the draw; log Σ exp(H₀ - H) over the leaves; the same two of the subtree;
     signed step ε; Σ acceptance probability; H - H₀ of largest size, (C, 8)."""
@@ -81,8 +86,13 @@ def new_trees(state: KernelState, max_tree_depth: int) -> Tree:
     z, chains = state.z, len(state.z)
     flag = torch.zeros(chains, dtype=torch.bool, device=z.device)
     slots = z.new_zeros(chains, max_tree_depth + 1, z.shape[1])
+    left, right, draw, edge, sub_draw = z.new_zeros(5, chains, 3 * z.shape[1] + 1)
     return Tree(
-        points=z.new_zeros(chains, 5, 3 * z.shape[1] + 1),
+        left=left,
+        right=right,
+        draw=draw,
+        edge=edge,
+        sub_draw=sub_draw,
         numbers=z.new_zeros(chains, 8),
         counts=torch.zeros(chains, 3, dtype=torch.int64, device=z.device),
         sums=z.new_zeros(chains, 2, z.shape[1]),

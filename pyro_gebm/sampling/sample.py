@@ -56,7 +56,7 @@ def sample(
             chains on, HMC below.
         num_samples: draws kept per chain.
         warmup_steps: transitions of warm-up per chain; ``None`` takes 1,000 for one chain
-            and fewer for many, which pool what they learn, down to 200.
+            and fewer for many, which pool what they learn, down to 100.
         num_chains: chains C.
         beta: inverse temperature of the energy; 1 is the model, 0 the base. In a Pyro model it
             multiplies all but the priors of the latent sites, in a potential everything.

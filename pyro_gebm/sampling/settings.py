@@ -138,5 +138,5 @@ def kernel_name(kernel: Kernel | PyroKernel) -> str:
 def choose_warmup(warmup_steps: int | None, num_chains: int) -> int:
     """1,000 transitions for one chain, fewer for many, which pool what they learn."""
     if warmup_steps is None:
-        return max(200, round(1000 / math.sqrt(num_chains)))
+        return max(100, round(1000 / math.sqrt(num_chains)))
     return check_count("warmup_steps", warmup_steps, minimum=0)

@@ -1,6 +1,7 @@
 """Our kernels, through ``pyro_gebm.sample``.
 
-A name may carry what composes with it: ``NUTS+global`` or ``HMC+tempering``.
+A name may carry what composes with it: ``NUTS+global`` or ``HMC+tempering``; ``+short`` warms up
+with 40 transitions, whatever the others do.
 """
 
 import warnings
@@ -16,6 +17,7 @@ import pyro_gebm as pg
 EXTRAS: dict[str, dict[str, Any]] = {
     "global": {"global_moves": "auto"},
     "tempering": {"tempering": "auto"},
+    "short": {"warmup_steps": 40},
 }
 NEEDS_BASE = "IMH"
 
@@ -23,11 +25,15 @@ NEEDS_BASE = "IMH"
 def prepare(target: Target, job: Job) -> Prepared:
     """A runner of one of our kernels; nothing is compiled."""
     name, *extras = job.kernel.split("+")
-    settings: dict[str, Any] = {"kernel": name, "global_moves": None}
+    settings: dict[str, Any] = {
+        "kernel": name,
+        "global_moves": None,
+        "warmup_steps": job.warmup,
+    }
     for extra in extras:
         settings |= EXTRAS[extra]
     counted = Counted(target.torch_potential())
-    plain = not extras and name != NEEDS_BASE
+    plain = not {"global", "tempering"}.intersection(extras) and name != NEEDS_BASE
     # A bare potential is what the other libraries get.
     model: Any = counted if plain else target.gebm(counted)
 
@@ -39,7 +45,6 @@ def prepare(target: Target, job: Job) -> Prepared:
             idata = pg.sample(
                 model,
                 num_samples=job.draws,
-                warmup_steps=job.warmup,
                 num_chains=job.chains,
                 initial_params=start,
                 seed=seed,
