@@ -133,7 +133,7 @@ def merge(total: Info, info: Info, count: int | Tensor) -> Info:
 
     Steps are summed, acceptance is averaged, divergence and reached limits of any are told, and
     the deepest tree and the largest error are kept; the rest is that of the last, and of global
-    moves that of the last tried.
+    moves and exchanges that of the last tried.
     """
     merged = info._replace(
         num_steps=total.num_steps + info.num_steps,
@@ -149,8 +149,12 @@ def merge(total: Info, info: Info, count: int | Tensor) -> Info:
         larger = total.max_energy_error.abs() > info.max_energy_error.abs()
         error = torch.where(larger, total.max_energy_error, info.max_energy_error)
         merged = merged._replace(max_energy_error=error)
-    if total.global_accept_prob is not None and info.global_accept_prob is not None:
-        none = info.global_accept_prob.isnan()
-        jumped = torch.where(none, total.global_accept_prob, info.global_accept_prob)
-        merged = merged._replace(global_accept_prob=jumped)
-    return merged
+    return merged._replace(
+        global_accept_prob=_last_tried(total.global_accept_prob, info.global_accept_prob),
+        swap_accept_prob=_last_tried(total.swap_accept_prob, info.swap_accept_prob),
+    )
+
+
+def _last_tried(before: Tensor | None, now: Tensor | None) -> Tensor | None:
+    """NaN is where none was tried."""
+    return now if before is None or now is None else torch.where(now.isnan(), before, now)

@@ -1,7 +1,7 @@
 """Independence Metropolis-Hastings from the reference, for a GEBM its latent prior."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -27,8 +27,6 @@ class IMH(Kernel):
     Args:
         reference: what it proposes from; ``sample`` fills it in for a GEBM or a Pyro model.
     """
-
-    target_accept_prob: ClassVar[float] = 0.8
 
     adapt_step_size: bool = False
     adapt_mass_matrix: bool = False
@@ -61,7 +59,8 @@ class IMH(Kernel):
         proposal = self.init(potential_fn, z)
         gap = _log_ratio(self.reference.potential_fn, state)
         error = gap - _log_ratio(self.reference.potential_fn, proposal)
-        accept_prob, diverging = acceptance(error, proposal.z)
+        accept_prob, _ = acceptance(error, proposal.z)
+        # Not by the size of the error: a proposal may be as bad as it likes.
         diverging = ~torch.isfinite(error)
         accept = uniform(accept_prob, generator) < accept_prob
         steps = torch.ones_like(diverging, dtype=torch.int64)

@@ -1,8 +1,9 @@
 """Random streams: noise that depends on the seed, the chain's block and the step, and on no more.
 
 Chains come in blocks of 64, each with a generator of its own that is seeded afresh at every
-step. What a chain does then depends neither on how many others run beside it nor on how long
-they take, and a run can be taken up at any step without replaying what came before.
+step. What a chain does then depends neither on how many other blocks run beside its own nor on
+how long anyone takes, and a run can be taken up at any step without replaying what came before.
+(In a block that is not full, the noise does depend on how many chains it holds.)
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,6 @@ BLOCK = 64
 """Chains that share a generator."""
 
 _WORD = 2**32
-_STEP_BITS = 20
 _SALT = 0x9E3779B9
 
 
@@ -57,6 +57,7 @@ class Streams:
         # Not plain mix(0, 0) = 0, which would be torch's own stream of seed 0.
         self._key = mix(mix(phase, seed % _WORD ^ _SALT), seed // _WORD ^ _SALT)
         self.blocks = [torch.Generator(device) for _ in range(-(-num_chains // BLOCK))]
+        self._keys = [mix(block + 1, self._key) for block in range(len(self.blocks))]
         self.shared = torch.Generator()
         self.shift = mix(self._key) / _WORD
         self.at(0)
@@ -64,8 +65,8 @@ class Streams:
     def at(self, step: int) -> "Streams":
         """These streams, at the start of the noise of ``step`` >= -1."""
         self.step = step
-        for block, generator in enumerate(self.blocks):
-            generator.manual_seed(mix((block << _STEP_BITS) + step + 1, self._key))
+        for key, generator in zip(self._keys, self.blocks, strict=True):
+            generator.manual_seed(mix(step + 1, key))
         self.shared.manual_seed(mix(step + 1, self._key ^ (_WORD - 1)))
         return self
 

@@ -30,7 +30,8 @@ class ReplicaExchange(Kernel):
     """Parallel tempering (Geyer 1991; Syed et al. 2022) along U_λ = U_0 + λ (U - U_0).
 
     A batch holds a replica of every chain at each λ of the ladder, coldest (λ = 1) last. A step
-    moves all by the local kernel, each level under its own tuning; then the hottest level is
+    moves all by the local kernel, each level with its own step size and masses (the number
+    of steps of HMC and ChEES is one for all); then the hottest level is
     offered an exact draw from the reference, which stands for a replica at λ = 0, and
     neighbours are exchanged with probability min(1, exp((λ_i - λ_j)(E_i - E_j))), E = U - U_0,
     even and odd pairs in turn. For a GEBM λ multiplies β on the energy only, and the reference
@@ -152,4 +153,5 @@ def temper(local: Kernel, ladder: tuple[float, ...], reference: Reference) -> Re
         step_size=local.step_size,
         adapt_step_size=local.adapt_step_size,
         adapt_mass_matrix=local.adapt_mass_matrix,
+        step_size_per_chain=local.step_size_per_chain,
     )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.kernel import evaluate
 from pyro_gebm.mcmc.random import seed_global
 from pyro_gebm.model import GEBM
@@ -52,8 +53,14 @@ def in_chunks(target: Target, chunk_size: int | None) -> Target:
     """The target with its potential evaluated ``chunk_size`` chains at a time, to save memory."""
     if chunk_size is None:
         return target
-    inner, size = target.potential_fn, chunk_size
+    reference = target.reference
+    if reference is not None:
+        reference = reference._replace(potential_fn=_chunked(reference.potential_fn, chunk_size))
+    potential_fn = _chunked(target.potential_fn, chunk_size)
+    return target._replace(potential_fn=potential_fn, reference=reference)
 
+
+def _chunked(inner: PotentialFn, size: int) -> PotentialFn:
     class Chunked(torch.autograd.Function):
         """Value and gradient chunk by chunk, so that no graph of all chains is ever held."""
 
@@ -74,7 +81,7 @@ def in_chunks(target: Target, chunk_size: int | None) -> Target:
             return value
         return torch.cat([inner(part) for part in torch.split(u, size)])
 
-    return target._replace(potential_fn=potential_fn)
+    return potential_fn
 
 
 @contextmanager

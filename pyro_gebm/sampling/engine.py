@@ -26,7 +26,7 @@ from pyro_gebm.sampling.pilot import (
     suits_global_moves,
 )
 from pyro_gebm.sampling.price import price_of
-from pyro_gebm.sampling.resume import Resumed, load_state, save_state
+from pyro_gebm.sampling.resume import Resumed, check_resumed, load_state, save_state
 from pyro_gebm.sampling.settings import Settings, kernel_name
 from pyro_gebm.sampling.start import draw_start
 from pyro_gebm.sampling.target import Target
@@ -67,7 +67,7 @@ def run_kernel(
         return _resume(settings, settings.kernel, target, resume)
     assert start is not None
     if settings.tempering is not None:
-        return _run_tempered(settings, settings.kernel, target, start, seed)
+        return _run_tempered(settings, settings.kernel, target, start, seed, is_gebm)
     return _run_local(settings, settings.kernel, target, start, seed, is_gebm)
 
 
@@ -92,8 +92,8 @@ def _run_local(
     settings: Settings, kernel: Kernel, target: Target, start: Tensor, seed: int, is_gebm: bool
 ) -> Run:
     problems: list[str] = []
-    pilot = run_pilot(target, seed, settings.chunk_size)
-    automatic = settings.global_moves == "auto" and pilot is not None and suits_global_moves(kernel)
+    automatic = settings.global_moves == "auto" and suits_global_moves(kernel)
+    pilot = run_pilot(target, seed, settings.chunk_size) if automatic or is_gebm else None
     first = settings.global_moves if isinstance(settings.global_moves, GlobalMoves) else None
     if automatic and pilot is not None:
         price = price_of(target, pilot.z)
@@ -119,20 +119,25 @@ _TOO_FAR = (
 
 
 def _run_tempered(
-    settings: Settings, kernel: Kernel, target: Target, start: Tensor, seed: int
+    settings: Settings, kernel: Kernel, target: Target, start: Tensor, seed: int, is_gebm: bool
 ) -> Run:
+    kernel = kernel.bind(target.reference)
     ladder = choose_ladder(settings.tempering, kernel, target, seed)
     assert target.reference is not None
-    replicas = temper(kernel.bind(target.reference), ladder, target.reference)
+    replicas = temper(kernel, ladder, target.reference)
     hotter = [draw_start(target, len(start)) for _ in ladder[1:]]
     moves = Moves(replicas, target.potential_fn)
     warmed = _warm_up(settings, moves, torch.cat([*hotter, start]), seed)
     draws = _draw(settings, moves, warmed, seed)
-    return Run(draws, seed, save_state(draws, None, ladder), None, ladder, [])
+    pilot = run_pilot(target, seed, settings.chunk_size) if is_gebm else None
+    missed = "" if pilot is None else missing_mass(pilot, draws, target)
+    state = save_state(draws, None, ladder)
+    return Run(draws, seed, state, None, ladder, [missed] if missed else [])
 
 
 def _resume(settings: Settings, kernel: Kernel, target: Target, resume: Any) -> Run:
     resumed = load_state(resume, target, kernel_name(kernel), settings.num_chains)
+    check_resumed(settings, resumed)
     moves = _moves_again(kernel, target, resumed)
     draws = _draw(settings, moves, resumed.warmed, resumed.seed)
     state = save_state(draws, resumed.global_moves, resumed.ladder)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_gebm import inference_data
 from pyro_gebm._checks import check_count
-from pyro_gebm.mcmc import GlobalMoves, Kernel
+from pyro_gebm.mcmc import GlobalMoves, Kernel, is_pyro_kernel
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling.anneal import anneal
 from pyro_gebm.sampling.push import push_forward
@@ -73,14 +73,16 @@ def generate(
     check_count("num_samples", num_samples)
     check_count("num_chains", num_chains)
     check_count("anneal_stages", anneal_stages, minimum=0)
+    if is_pyro_kernel(kernel):
+        raise ValueError("kernel: expected one of ours; got one of Pyro's; take sample() for it")
     chains = min(num_chains, num_samples)
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     start = None
     if anneal_stages:
         start = anneal(model, chains, anneal_stages, kernel, beta, warmup_steps, seed)
     with warnings.catch_warnings():
-        # Diagnosis is what sample() is for; here a short run per chain is the usual case.
-        warnings.simplefilter("ignore", UserWarning)
+        # A short run per chain is the usual case here; other warnings of sample() come through.
+        warnings.filterwarnings("ignore", "not converged", UserWarning)
         idata = sample(
             model,
             kernel=kernel,

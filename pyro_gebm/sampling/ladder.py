@@ -26,8 +26,10 @@ PHASE = 2
 
 def check_tempering(tempering: TemperingChoice) -> TemperingChoice:
     """The choice, a sequence as a tuple without its 0, or a ``ValueError``."""
-    if tempering is None or tempering == "auto":
+    if tempering is None or (isinstance(tempering, str) and tempering == "auto"):
         return tempering
+    if isinstance(tempering, np.ndarray | np.generic):  # such as attrs["tempering"]
+        tempering = tempering.tolist()
     if isinstance(tempering, int) and not isinstance(tempering, bool) and tempering >= 2:
         return tempering
     if isinstance(tempering, Sequence) and not isinstance(tempering, str):

@@ -97,7 +97,7 @@ def choose_moves(
     chains, free = len(log_weight), isinstance(kernel, NUTS)
     for n in CHOICES:
         step = price.gradient(chains) + (BOOKKEEPING if free else 0.0)
-        move = price.forward(chains * n) + step + (OWN_PROPOSAL * chains if free else 0.0)
+        move = price.proposals(chains * n) + step + (OWN_PROPOSAL * chains if free else 0.0)
         every = max(1, math.ceil(move / (MAX_COST_SHARE * num_steps * step)))
         accept = leaving(pilot, log_weight, n)
         # Beyond one half the second move in a row adds little.
@@ -114,6 +114,8 @@ def suits_global_moves(kernel: Kernel) -> bool:
 
 def first_moves(pilot: Pilot, kernel: Kernel, price: Price, chains: int) -> GlobalMoves | None:
     """What warm-up uses, when nothing is known but the pilot."""
+    if not bool(torch.isfinite(pilot.log_weight).any()):
+        return None
     steps = 1.0 if isinstance(kernel, MALA) else 5.0
     return choose_moves(pilot, stationary_weights(pilot, chains), steps, price, kernel)
 
@@ -135,6 +137,8 @@ def missing_mass(pilot: Pilot, draws: Draws, target: Target) -> str:
     if draws.z.shape[1] < 4:
         return ""
     flat = draws.z.to(pilot.z).flatten(0, 1)
+    if not bool(torch.isfinite(flat).all()):  # stored in too small a type
+        return ""
     run_weight = target.reference.potential_fn(flat).cpu().view_as(draws.potential_energy)
     run_weight = run_weight - draws.potential_energy
     run = torch.cat([run_weight[..., None], draws.z[..., :NUM_STATISTICS]], -1).double()

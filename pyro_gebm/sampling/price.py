@@ -1,5 +1,7 @@
 """What a potential costs, counted rather than timed, so that the same seed takes the same way."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, final
 
 import torch
@@ -9,7 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_gebm.sampling.target import Target
 
-COUNTED_ROWS = 64
+FEW, MANY = 16, 64
+"""Rows at which operations are counted."""
+
+GRADIENT = 2.5
+"""Of a gradient, in forward passes: matrix products once more, everything else twice."""
 
 
 class Rates(NamedTuple):
@@ -27,21 +33,32 @@ CPU = Rates(5.0, 1e3, 4e4)
 GPU = Rates(8.0, 1e5, 1e7)
 
 
-class Price(NamedTuple):
-    """Microseconds of a forward pass of U: so many to begin with, so many per row."""
+class Line(NamedTuple):
+    """Microseconds of something, by rows."""
 
     launch: float
-    per_row_elements: float
-    per_row_flops: float
+    per_row: float
 
-    def forward(self, rows: int) -> float:
-        """Of ``rows`` positions at once, without gradient."""
-        return self.launch + rows * (self.per_row_elements + self.per_row_flops)
+    def at(self, rows: int) -> float:
+        """Of ``rows`` rows at once."""
+        return self.launch + self.per_row * rows
+
+
+class Price(NamedTuple):
+    """Of a target and its reference."""
+
+    potential: Line
+    """U."""
+    proposal: Line
+    """A draw from the reference, and U_0 of it."""
 
     def gradient(self, rows: int) -> float:
-        """With the gradient: matrix products once more, everything else about twice more."""
-        rest = self.launch + rows * self.per_row_elements
-        return 3 * rest + 2 * rows * self.per_row_flops
+        """U and its gradient."""
+        return GRADIENT * self.potential.at(rows)
+
+    def proposals(self, rows: int) -> float:
+        """Draws from the reference and their weights."""
+        return self.potential.at(rows) + self.proposal.at(rows)
 
 
 @final
@@ -62,16 +79,30 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def price_of(target: Target, z: Tensor) -> Price:
-    """The price of a target's potential, from one evaluation at some rows of ``z`` (N, D)."""
-    some = z[:COUNTED_ROWS]
-    rates = GPU if z.is_cuda else CPU
+def count_cost(run: Callable[[], object], rates: Rates) -> float:
+    """Microseconds that the operations of ``run`` would take."""
     count, flops = _Count(), FlopCounterMode(display=False)
     with torch.no_grad(), flops, count:
-        target.potential_fn(some)
-    rows = len(some)
+        run()
+    return (
+        count.operations * rates.per_operation
+        + count.elements / rates.elements
+        + flops.get_total_flops() / rates.flops
+    )
+
+
+def _line(run: Callable[[int], object], rates: Rates) -> Line:
+    few, many = (count_cost(partial(run, rows), rates) for rows in (FEW, MANY))
+    slope = max(0.0, (many - few) / (MANY - FEW))
+    return Line(many - MANY * slope, slope)
+
+
+def price_of(target: Target, z: Tensor) -> Price:
+    """The price of a target with a reference, from evaluations at some rows of ``z`` (N, D)."""
+    reference = target.reference
+    assert reference is not None
+    rates = GPU if z.is_cuda else CPU
     return Price(
-        launch=count.operations * rates.per_operation,
-        per_row_elements=count.elements / rows / rates.elements,
-        per_row_flops=flops.get_total_flops() / rows / rates.flops,
+        potential=_line(lambda rows: target.potential_fn(z[:rows]), rates),
+        proposal=_line(lambda rows: reference.potential_fn(reference.sample(rows)), rates),
     )

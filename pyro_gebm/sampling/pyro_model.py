@@ -201,12 +201,11 @@ def _check_evaluation(energy: Callable[[Tensor], Tensor], draws: Tensor, batched
     """The potential and its gradient can be had, and are the same one by one and again."""
     with torch.no_grad():
         expected = over_rows(energy, batched=False)(draws)
-    u = draws.clone().requires_grad_()
-    try:
-        values = over_rows(energy, batched)(u)
-        torch.autograd.grad(values.sum(), u)
-    except (ValueError, RuntimeError) as error:
-        raise _refusal(error, batched) from error
+    values, error = _differentiate(energy, draws, batched)
+    if error is not None:
+        # What fails chain by chain too is not the fault of the batch.
+        alone = _differentiate(energy, draws, batched=False)[1] if batched else error
+        raise _refusal(alone or error, batched=alone is None) from (alone or error)
     tolerance = RELATIVE_TOLERANCE.get(draws.dtype, 1e-4)
     allowed = tolerance * (1 + float(expected.abs().max()))
     if not torch.allclose(values, expected, rtol=0.0, atol=allowed, equal_nan=True):
@@ -217,14 +216,31 @@ def _check_evaluation(energy: Callable[[Tensor], Tensor], draws: Tensor, batched
         )
 
 
+def _differentiate(
+    energy: Callable[[Tensor], Tensor], draws: Tensor, batched: bool
+) -> tuple[Tensor, Exception | None]:
+    """The energies of the draws, and what kept them or their gradient from being had."""
+    u, values = draws.clone().requires_grad_(), draws.new_empty(0)
+    try:
+        values = over_rows(energy, batched)(u)
+        torch.autograd.grad(values.sum(), u)
+    except (ValueError, RuntimeError) as error:
+        return values, error
+    return values, None
+
+
 def _refusal(error: Exception, batched: bool) -> ValueError:
     where, reason = "in the gradient", str(error).splitlines()[0]
     if isinstance(error, ModelRunError):
         where, reason = error.where, error.reason
     if not batched:
-        return ValueError(f"model: expected a differentiable log density; failed {where}: {reason}")
+        return ValueError(
+            f"model: expected a differentiable log density; failed {where}: {reason}; compute it "
+            "in torch, without torch.no_grad and numpy"
+        )
     return ValueError(
         f"model: its chains cannot be evaluated in one batch: {where} ({reason}); write branches "
-        "on values with torch.where, without .item() and numpy, and draw no random numbers outside "
-        "of sample sites; or run chain by chain with kernel=pyro.infer.NUTS"
+        "on values with torch.where, without .item(), .data and numpy; put values together with "
+        "torch.stack, not in place; draw no random numbers outside of sample sites; or run chain "
+        "by chain with kernel=pyro.infer.NUTS"
     )

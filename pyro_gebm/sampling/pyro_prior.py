@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_gebm.sampling.push import CHUNK
 from pyro_gebm.sampling.pyro_density import PyroDensity, flatten
-from pyro_gebm.sampling.pyro_trace import Program, run_model, unmasked, validation
+from pyro_gebm.sampling.pyro_trace import run_model, unmasked, validation
 from pyro_gebm.sampling.target import Sites
 
 IN_PLACE_NOISE = {
@@ -51,7 +52,7 @@ def prior_sampler(density: PyroDensity, draws: Tensor, batched: bool) -> Callabl
 
 
 def _together(density: PyroDensity, draws: Tensor) -> Callable[[int], Tensor]:
-    laws = _free_standing_laws(density.program, density.constrain(draws[0]))
+    laws = _free_standing_laws(density, draws)
     whole = len(laws) == len(density.sites)
 
     def complete(row: Tensor, values: Sites) -> Tensor:
@@ -69,23 +70,36 @@ def _together(density: PyroDensity, draws: Tensor) -> Callable[[int], Tensor]:
     return together
 
 
-def _free_standing_laws(program: Program, values: Mapping[str, Tensor]) -> dict[str, Any]:
+def _free_standing_laws(density: PyroDensity, draws: Tensor) -> dict[str, Any]:
     """The distributions of those latent sites that depend on no other, by name."""
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
-    with torch.enable_grad(), validation(False):
-        nodes = run_model(program, leaves)
-        laws = {name: unmasked(nodes[name]["fn"]) for name in values}
-        return {name: law for name, law in laws.items() if not _depends(law, values[name], leaves)}
+    names = _free_standing(density, draws)
+    with torch.no_grad(), validation(False):
+        nodes = run_model(density.program, density.constrain(draws[0]))
+        return {name: unmasked(nodes[name]["fn"]) for name in names}
 
 
-def _depends(law: Any, value: Tensor, leaves: Mapping[str, Tensor]) -> bool:
-    log_prob: Tensor = law.log_prob(value.detach()).sum()
-    if not log_prob.requires_grad:
-        return False
-    gradients = torch.autograd.grad(
-        log_prob, list(leaves.values()), allow_unused=True, retain_graph=True
-    )
-    return any(gradient is not None for gradient in gradients)
+def _free_standing(density: PyroDensity, draws: Tensor) -> list[str]:
+    """Those latent sites that depend on no other; none where ``vmap`` cannot tell.
+
+    With every site held at values that ``vmap`` batches, the density at one fixed value is
+    batched where any operation took another site to it. A gradient would miss comparisons,
+    ``round`` and ``detach``; densities at two points, what happens to be equal at both.
+    """
+    fixed, found = density.constrain(draws[0]), list[str]()
+
+    def look(u: Tensor) -> Tensor:
+        nodes = run_model(density.program, density.constrain(u))
+        laws = {name: unmasked(nodes[name]["fn"]) for name in fixed}
+        # Extended at once: a site that fails leaves none.
+        found.extend([x for x in fixed if not is_batchedtensor(laws[x].log_prob(fixed[x]))])
+        return u
+
+    try:
+        with torch.no_grad(), validation(False):
+            torch.func.vmap(look)(draws)
+    except (ValueError, RuntimeError, NotImplementedError):
+        return []
+    return found
 
 
 def _is_sound(together: Callable[[int], Tensor], draws: Tensor) -> bool:

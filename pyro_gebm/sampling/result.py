@@ -27,7 +27,7 @@ def build_result(run: Run, target: Target, settings: Settings, seconds: float) -
     if settings.include_x and target.push is not None:
         posterior |= _numpy(target.push(_on_device(target, draws.z)))
     warmup: dict[str, Arrays] = {}
-    if draws.warmup is not None:
+    if draws.warmup is not None and draws.warmup[0].shape[1]:
         z, energy, info = draws.warmup
         warmup["warmup_posterior"] = _sites(target, z)
         warmup["warmup_sample_stats"] = _statistics(energy, info)
@@ -91,5 +91,5 @@ def _attributes(run: Run, settings: Settings, seconds: float) -> dict[str, Attri
     if run.global_moves is not None:
         found["global_moves"] = np.array([run.global_moves.num_proposals, run.global_moves.every])
     if run.ladder is not None:
-        found["tempering"] = np.array([0.0, *run.ladder]) * settings.beta
+        found["tempering"] = np.array([0.0, *run.ladder])
     return found

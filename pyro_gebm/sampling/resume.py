@@ -9,10 +9,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_gebm import inference_data
-from pyro_gebm.mcmc import Draws, GlobalMoves, KernelState, Position, Tuning, Warmed
+from pyro_gebm.mcmc import (
+    KERNELS,
+    Draws,
+    GlobalMoves,
+    Kernel,
+    KernelState,
+    Position,
+    PyroKernel,
+    Tuning,
+    Warmed,
+)
+from pyro_gebm.sampling.settings import Settings
 from pyro_gebm.sampling.target import Target
 
 Arrays = dict[str, NDArray[Any]]
+DEFAULT_CHAINS = 64
 
 
 class Resumed(NamedTuple):
@@ -22,7 +34,6 @@ class Resumed(NamedTuple):
     seed: int
     global_moves: GlobalMoves | None
     ladder: tuple[float, ...] | None
-    kernel: str
 
 
 def save_state(
@@ -66,10 +77,50 @@ def load_state(resume: Any, target: Target, kernel: str, num_chains: int) -> Res
             f"{chains}; give the settings of that run"
         )
     tensors = {name: torch.as_tensor(np.array(value)) for name, value in state.items()}
-    return _resumed(tensors, target, seed, was)
+    resumed = _resumed(tensors, target, seed)
+    _check_potential(resumed.warmed.position.state, target, num_chains)
+    return resumed
 
 
-def _resumed(state: dict[str, Tensor], target: Target, seed: int, kernel: str) -> Resumed:
+def _check_potential(state: KernelState, target: Target, num_chains: int) -> None:
+    """Refuse another model, other data or another β: U is not what it was."""
+    z, then = state.z[-num_chains:], state.potential_energy[-num_chains:]
+    with torch.no_grad():
+        now = target.potential_fn(z)
+    if not torch.allclose(now, then, rtol=1e-4, atol=1e-4 * float(then.abs().max())):
+        raise ValueError(
+            "resume: expected the model, data and beta of that run; got a potential that differs "
+            "where its chains stand"
+        )
+
+
+def resumed_choices(
+    resume: Any, kernel: str | Kernel | PyroKernel, num_chains: int
+) -> tuple[str | Kernel | PyroKernel, int]:
+    """Kernel and number of chains: those of the run that is resumed where defaults were left."""
+    attributes = getattr(resume, "attrs", {})
+    name, chains = attributes.get("kernel"), attributes.get("num_chains")
+    if kernel == "auto" and name in KERNELS:
+        kernel = str(name)
+    return kernel, int(
+        chains
+    ) if chains is not None and num_chains == DEFAULT_CHAINS else num_chains
+
+
+def check_resumed(settings: Settings, resumed: Resumed) -> None:
+    """Refuse settings that contradict those of the run that is resumed."""
+    if settings.seed not in (None, resumed.seed):
+        raise ValueError(f"seed: expected None or {resumed.seed}, that of the run that is resumed")
+    if settings.tempering is not None and resumed.ladder is None:
+        raise ValueError("tempering: expected None to resume a run without; start a new one")
+    moves = settings.global_moves
+    if isinstance(moves, GlobalMoves) and moves != resumed.global_moves:
+        raise ValueError(f"global_moves: expected {resumed.global_moves} as in that run")
+    if settings.include_warmup:
+        raise ValueError("include_warmup: expected False with resume, which has no warm-up")
+
+
+def _resumed(state: dict[str, Tensor], target: Target, seed: int) -> Resumed:
     device = None if target.like is None else target.like.device
     moved = {name: field.to(device) for name, field in state.items()}
     length = moved.get("trajectory_length")
@@ -85,5 +136,4 @@ def _resumed(state: dict[str, Tensor], target: Target, seed: int, kernel: str) -
         seed,
         None if moves is None else GlobalMoves(num_proposals=int(moves[0]), every=int(moves[1])),
         None if ladder is None else tuple(ladder.tolist()),
-        kernel,
     )

@@ -12,6 +12,7 @@ from pyro_gebm.model import GEBM
 from pyro_gebm.sampling.build import build_target, in_chunks, random_state
 from pyro_gebm.sampling.engine import run_kernel
 from pyro_gebm.sampling.result import build_result
+from pyro_gebm.sampling.resume import resumed_choices
 from pyro_gebm.sampling.settings import Settings, check_settings
 from pyro_gebm.sampling.start import find_start, given_device
 from pyro_gebm.sampling.target import InitialParams, Model, quiet_model
@@ -81,7 +82,8 @@ def sample(
         storage_dtype: "float16", "float32" or "float64": what positions are stored in.
         resume: go on where this earlier result ended, with its tuning and noise, in place of
             starts and warm-up: the draws are those that the earlier run would have made next.
-            Model and settings must be the same.
+            Model and settings must be the same; the kernel's name and ``num_chains`` are taken
+            from there if they are left out.
         **kwargs: of a Pyro model.
 
     Returns:
@@ -105,6 +107,8 @@ def sample(
         >>> dict(idata["posterior"].sizes)
         {'chain': 8, 'draw': 200, 'z_dim_0': 2}
     """
+    if resume is not None:
+        kernel, num_chains = resumed_choices(resume, kernel, num_chains)
     settings = check_settings(
         kernel,
         num_samples,
@@ -138,12 +142,18 @@ def _sample(
     resume: InferenceData | None,
 ) -> tuple[InferenceData, list[str]]:
     started = time.perf_counter()
-    device = given_device(model, args, initial_params)
+    if resume is not None and not isinstance(settings.kernel, Kernel):
+        raise ValueError("resume: expected one of our kernels; got one of Pyro's")
+    if resume is not None and initial_params is not None:
+        raise ValueError("initial_params: expected None with resume, which knows where chains are")
+    device = given_device(model, args, kwargs, initial_params)
     with quiet_model(model), random_state(settings.seed, device) as seed:
         batched = isinstance(settings.kernel, Kernel)
         target = build_target(model, args, kwargs, beta=settings.beta, batched=batched)
         if settings.include_x and target.push is None:
             raise ValueError("include_x: expected False for a potential function, which has no x")
+        if settings.include_prior and target.reference is None:
+            raise ValueError("include_prior: expected False for a potential, which has no prior")
         target = in_chunks(target, settings.chunk_size)
         start = None
         if resume is None:

@@ -56,7 +56,8 @@ def check_settings(
     storage_dtype: str | None,
 ) -> Settings:
     """The settings, or a ``ValueError`` that names the first that is wrong."""
-    chosen = choose_kernel(kernel, num_chains if isinstance(num_chains, int) else 0)
+    many = num_chains if isinstance(num_chains, int) else 0
+    chosen = choose_kernel(kernel, many, tempering is not None)
     check_count("num_samples", num_samples)
     check_count("num_chains", num_chains)
     check_count("thinning", thinning)
@@ -71,12 +72,7 @@ def check_settings(
         check_count("chunk_size", chunk_size)
     if storage_dtype is not None:
         check_choice("storage_dtype", storage_dtype, DTYPES)
-    if not (global_moves in (None, "auto") or isinstance(global_moves, GlobalMoves)):
-        raise ValueError(
-            'global_moves: expected "auto", None or GlobalMoves(num_proposals=..., every=...); '
-            f"got {global_moves!r}"
-        )
-    tempering = check_tempering(tempering)
+    tempering = _check_crossing(global_moves, tempering)
     if is_pyro_kernel(chosen):
         _check_pyro(global_moves, tempering, include_warmup)
     return Settings(
@@ -99,6 +95,24 @@ def check_settings(
     )
 
 
+def _check_crossing(
+    global_moves: str | GlobalMoves | None, tempering: TemperingChoice
+) -> TemperingChoice:
+    """How chains cross between modes."""
+    if not (global_moves in (None, "auto") or isinstance(global_moves, GlobalMoves)):
+        raise ValueError(
+            'global_moves: expected "auto", None or GlobalMoves(num_proposals=..., every=...); '
+            f"got {global_moves!r}"
+        )
+    tempering = check_tempering(tempering)
+    if tempering is not None and isinstance(global_moves, GlobalMoves):
+        raise ValueError(
+            'global_moves: expected None or "auto" with tempering, whose hottest replica is drawn '
+            "from the base already"
+        )
+    return tempering
+
+
 def _check_pyro(
     global_moves: str | GlobalMoves | None, tempering: TemperingChoice, include_warmup: bool
 ) -> None:
@@ -109,11 +123,14 @@ def _check_pyro(
         )
 
 
-def choose_kernel(kernel: str | Kernel | PyroKernel, num_chains: int) -> Kernel | PyroKernel:
+def choose_kernel(
+    kernel: str | Kernel | PyroKernel, num_chains: int, tempered: bool = False
+) -> Kernel | PyroKernel:
     """A kernel by its name, or as it was given."""
     if isinstance(kernel, str):
         if kernel.lower() == "auto":
-            return ChEES() if num_chains >= MANY_CHAINS else HMC()
+            # Levels of replica exchange would have to share the length that ChEES learns.
+            return ChEES() if num_chains >= MANY_CHAINS and not tempered else HMC()
         by_name = {name.lower(): found for name, found in KERNELS.items()}
         if kernel.lower() not in by_name:
             known = ", ".join(["auto", *KERNELS])

@@ -118,7 +118,8 @@ class SingleChainKernel(MCMCKernel):  # type: ignore[misc]  # Pyro is untyped
             start = find_start(self._target, given, 1)
         self._seed = int(torch.randint(2**31, ()))
         self._waiting = warmup_steps
-        self._moves = Moves(self.kernel, self._target.potential_fn, self._target.reference)
+        kernel = self.kernel.bind(self._target.reference)
+        self._moves = Moves(kernel, self._target.potential_fn, self._target.reference)
         with self._quiet(start.device):
             self._warmed = warm_up(
                 self._moves,

@@ -1,9 +1,10 @@
 """Where chains start: given, or drawn from the reference until the potential is finite."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_gebm.mcmc.kernel import evaluate
 from pyro_gebm.model import GEBM
@@ -14,13 +15,19 @@ MAX_REDRAWS = 100
 
 
 def given_device(
-    model: Model, args: tuple[object, ...], initial_params: InitialParams
+    model: Model,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    initial_params: InitialParams,
 ) -> torch.device:
     """Where the model is, so far as it can be seen before it is called; the CPU otherwise."""
     if isinstance(model, GEBM):
         return model.base.latent_prior.like.device
     given = initial_params.values() if isinstance(initial_params, Mapping) else [initial_params]
-    tensors = [value for value in (*given, *args) if isinstance(value, Tensor)]
+    bound = (*model.args, *model.keywords.values()) if isinstance(model, partial) else ()
+    weights = tuple(model.parameters()) if isinstance(model, nn.Module) else ()
+    values = (*given, *args, *kwargs.values(), *bound, *weights)
+    tensors = [value for value in values if isinstance(value, Tensor)]
     return tensors[0].device if tensors else torch.device("cpu")
 
 
@@ -76,7 +83,8 @@ def find_start(target: Target, initial_params: InitialParams, num_chains: int) -
     if given is None:
         if target.reference is None:
             raise ValueError(
-                "initial_params: a potential function needs starts (num_chains, D); got None"
+                "initial_params: a potential function needs starts (num_chains, D); got None (if "
+                "it is a Pyro model, give sample() its arguments)"
             )
         return draw_start(target, num_chains)
     start = target.from_sites(given)
