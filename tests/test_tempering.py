@@ -231,9 +231,10 @@ def test_automatic_ladder_of_a_shifted_normal():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ((0, 0.25, 1), [0, 0.5, 2]),
-        ([0.25, 0.5, 1.0], [0, 0.5, 1, 2]),
-        ((1,), [0, 2]),
+        ((0, 0.25, 1), [0, 0.25, 1]),
+        ([0.25, 0.5, 1.0], [0, 0.25, 0.5, 1]),
+        (np.array([0, 0.25, 1.0]), [0, 0.25, 1]),
+        ((1,), [0, 1]),
         (5, None),
     ],
 )
@@ -244,7 +245,7 @@ def test_ladders_by_hand(given, told):
     if told is not None:
         np.testing.assert_allclose(ladder, told)
     else:
-        assert len(ladder) == given and ladder[0] == 0 and ladder[-1] == 2.0
+        assert len(ladder) == given and ladder[0] == 0 and ladder[-1] == 1.0
     assert draws_of(idata).shape == (4, 5, 2)
     assert "global_moves" not in idata.attrs
 

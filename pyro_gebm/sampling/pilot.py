@@ -26,15 +26,18 @@ PILOT_DRAWS = 4096
 PHASE = 3
 """The pilot's draws are not those that the chains start from."""
 
-MAX_COST_SHARE = 0.25
+COST_SHARE = 0.25
 """Of the cost of the local kernel, what global moves may add: a fifth of the whole."""
+
+GOOD_SHARE, GOOD_ACCEPTANCE = 0.5, 0.3
+"""A third of the whole where so many are accepted: such a move is worth a local draw itself."""
 
 LEAST_ACCEPTANCE = 1e-3
 CHOICES = (1, 2, 4, 8, 16, 32, 64, 128)
-OWN_PROPOSAL = 80.0
+OWN_PROPOSAL = 150.0
 """Microseconds that a chain spends on drawing proposals by itself, where chains run freely."""
 
-BOOKKEEPING = 700.0
+BOOKKEEPING = 1500.0
 """Microseconds that a step of the batch spends on trees there, beside its gradient."""
 
 NUM_STATISTICS = 8
@@ -98,8 +101,9 @@ def choose_moves(
     for n in CHOICES:
         step = price.gradient(chains) + (BOOKKEEPING if free else 0.0)
         move = price.proposals(chains * n) + step + (OWN_PROPOSAL * chains if free else 0.0)
-        every = max(1, math.ceil(move / (MAX_COST_SHARE * num_steps * step)))
         accept = leaving(pilot, log_weight, n)
+        share = GOOD_SHARE if accept >= GOOD_ACCEPTANCE else COST_SHARE
+        every = max(1, math.ceil(move / (share * num_steps * step)))
         # Beyond one half the second move in a row adds little.
         rate = min(accept, 0.5) / every
         if accept >= LEAST_ACCEPTANCE and rate > 1.05 * best_rate:

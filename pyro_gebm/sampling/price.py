@@ -29,7 +29,7 @@ class Rates(NamedTuple):
     """Floating point operations of matrix products and convolutions per microsecond."""
 
 
-CPU = Rates(5.0, 1e3, 4e4)
+CPU = Rates(10.0, 4e2, 4e4)
 GPU = Rates(8.0, 1e5, 1e7)
 
 
