@@ -141,16 +141,13 @@ class GEBM(nn.Module):
         BatchNorm in train mode would couple the chains of a batch; parameter gradients would
         cost time and memory for nothing.
         """
-        modes = [(module, module.training) for module in self.modules()]
         needs = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         try:
-            self.eval()
             for parameter, _ in needs:
                 parameter.requires_grad_(False)
-            yield self
+            with self.evaluating():
+                yield self
         finally:
-            for module, mode in modes:
-                module.training = mode
             for parameter, need in needs:
                 parameter.requires_grad_(need)
 

@@ -107,8 +107,8 @@ def find_step_size(
 
 
 def _spread(by_group: Tensor, like: Tensor) -> Tensor:
-    """A value per group, for each of its chains: (G,) -> (C,)."""
-    return by_group[:, None].expand(-1, len(like) // len(by_group)).reshape(len(like))
+    """What a group has, for each of its chains: (G, ...) -> (C, ...), C the length of ``like``."""
+    return by_group.repeat_interleave(len(like) // len(by_group), 0)
 
 
 def start_adaptation(
@@ -249,7 +249,7 @@ def close_window(
         groups = len(moments.mean)
         before = old[None] if old.ndim == 1 else old[:: len(old) // groups]
         variance = estimate_variance(moments, adaptation.gradients, before)
-        variance = variance[0] if old.ndim == 1 else _repeat(variance, len(old))
+        variance = variance[0] if old.ndim == 1 else _spread(variance, old)
         variance = torch.where(variance.isfinite(), variance, old)
         # The new scale changes what a step means: keep ε in units of the narrowest direction.
         ratio = (old / variance).amax(-1).sqrt()
@@ -263,10 +263,6 @@ def close_window(
     dual = start_dual_averaging(tuning.step_size)
     none = Moments(0, torch.zeros_like(moments.mean), torch.zeros_like(moments.squares))
     return adaptation._replace(dual=dual, moments=none, gradients=none), tuning
-
-
-def _repeat(by_group: Tensor, chains: int) -> Tensor:
-    return by_group.repeat_interleave(chains // len(by_group), 0)
 
 
 def final_tuning(kernel: Kernel, adaptation: Adaptation, tuning: Tuning) -> Tuning:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from pyro_gebm.mcmc.kernel import Info, KernelState, Tuning
 
+FLUSH = 64
+"""Draws of all chains that wait to be written together: fewer, larger copies."""
+
 
 class Position(NamedTuple):
     """Where the chains stand, and how far into their noise: all that a run needs to go on."""
@@ -89,7 +92,7 @@ class Buffers:
         stacked = {pairs[0][0]: torch.stack([v for _, v in pairs], 1) for pairs in columns}
         end = done + len(waiting)
         self._write((slice(None), slice(done, end)), stacked, stacked=True)
-        # One assignment, for the same reason.
+        # One assignment: Ctrl-C must not find draws counted twice, or not at all.
         self._in_step = _InStep(end, [])
 
     def _write(self, place: Any, fields: dict[str, Tensor], stacked: bool = False) -> None:
@@ -116,10 +119,6 @@ class Buffers:
         fields = {name: room[:, :done] for name, room in self._fields.items()}
         z, energy = fields.pop("z"), fields.pop("potential_energy")
         return z, energy, Info(**fields)
-
-
-FLUSH = 64
-"""Draws of all chains that wait to be written together: fewer, larger copies."""
 
 
 def _fields(state: KernelState, info: Info) -> dict[str, Tensor]:

@@ -90,9 +90,8 @@ def _draw(function: Callable[..., Tensor], like: Tensor, generator: Generator) -
         return function(like.shape, generator=generator, dtype=like.dtype, device=like.device)
     if len(generator.blocks) == 1:
         return _draw(function, like, generator.blocks[0])
-    parts = zip(
-        torch.split(like, BLOCK), generator.blocks, strict=False
-    )  # fewer rows, fewer blocks
+    # Fewer rows than streams were made for take fewer of the blocks.
+    parts = zip(torch.split(like, BLOCK), generator.blocks, strict=False)
     return torch.cat([_draw(function, part, block) for part, block in parts])
 
 

@@ -130,7 +130,8 @@ def _collect(collector: Collector, stream: Transitions, bar: Bar) -> bool:
     try:
         for event in stream:
             collector.take(event)
-            bar.update(int(collector.transitions) - bar.n)
+            if not bar.disable:  # a mean over chains at every step, for nobody
+                bar.update(collector.transitions - bar.n)
             if collector.buffers.full():
                 return False
     except KeyboardInterrupt:

@@ -102,9 +102,9 @@ def resumed_choices(
     name, chains = attributes.get("kernel"), attributes.get("num_chains")
     if kernel == "auto" and name in KERNELS:
         kernel = str(name)
-    return kernel, int(
-        chains
-    ) if chains is not None and num_chains == DEFAULT_CHAINS else num_chains
+    if chains is not None and num_chains == DEFAULT_CHAINS:
+        num_chains = int(chains)
+    return kernel, num_chains
 
 
 def check_resumed(settings: Settings, resumed: Resumed) -> None:
