@@ -2,15 +2,27 @@
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any, final
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
 
 from pyro_gebm._checks import check_count, check_in_range
+
+
+class Coordinates(NamedTuple):
+    """Unconstrained coordinates u of latents z: chains move in them, and know no walls."""
+
+    to_latent: Callable[[Tensor], Tensor]
+    """u (..., D') -> z (..., D)."""
+    from_latent: Callable[[Tensor], Tensor]
+    """z in the support -> u."""
+    log_det: Callable[[Tensor, Tensor], Tensor | float]
+    """u and its z -> log |dz/du|, (...)."""
 
 
 class Prior(nn.Module, ABC):
@@ -45,6 +57,19 @@ class Prior(nn.Module, ABC):
         """Every real vector is in the support."""
         return self.support in (constraints.real, constraints.real_vector)
 
+    def coordinates(self) -> Coordinates:
+        """Unconstrained coordinates: z itself where the support is all of R^D."""
+        if self.is_unconstrained:
+            return Coordinates(_identity, _identity, lambda u, z: 0.0)
+        transform = biject_to(self.support)
+
+        def log_det(u: Tensor, z: Tensor) -> Tensor:
+            value: Tensor = transform.log_abs_det_jacobian(u, z)
+            # Element-wise transforms give one term per dimension.
+            return value.sum(-1) if value.ndim == u.ndim else value
+
+        return Coordinates(transform, transform.inv, log_det)
+
     def sample(self, num_samples: int) -> Tensor:
         """Draws from η, (num_samples, D), from torch's global generator."""
         draws: Tensor = self.distribution.sample(torch.Size([num_samples]))
@@ -60,6 +85,10 @@ class Prior(nn.Module, ABC):
         inside = inside.all(-1) if inside.ndim == z.ndim else inside
         # Without validation the formulas of some distributions go on outside.
         return torch.where(inside, value, -torch.inf)
+
+
+def _identity(z: Tensor) -> Tensor:
+    return z
 
 
 @final

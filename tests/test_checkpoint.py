@@ -20,7 +20,10 @@ from torch import nn
 
 import pyro_gebm as pg
 from pyro_gebm.nets import MLPEnergy, MLPGenerator
-from pyro_gebm.training.checkpoint import HEADER, MAGIC
+from pyro_gebm.training import container
+
+MAGIC = b"pyro_gebm checkpoint 1 sha256 "  # as it stands in files that people have
+HEADER = len(MAGIC) + 65
 
 
 def built_in(prior=None, width=4):
@@ -202,6 +205,24 @@ def test_every_missing_end_is_noticed(path):
     lengths = [0, 1, len(MAGIC), HEADER - 1, HEADER, HEADER + 1, size // 2, size - 1]
     assert [length for length in lengths if not refused(path, whole[:length])] == []
     assert refused(path, whole + b"\0")
+
+
+def test_the_checkpoint_of_a_training_is_no_model(path):
+    container.write(path, {"state": {}}, "training")
+    with pytest.raises(pg.CheckpointError, match=r"model checkpoint; got a training checkpoint"):
+        pg.load(path)
+
+
+class WithNote(nn.Linear):
+    def get_extra_state(self):
+        return {"note": MakesFolder("x")}
+
+
+def test_a_state_that_could_not_be_loaded_is_refused_at_once(path):
+    gebm = pg.GEBM(pg.Base(WithNote(2, 3), pg.StandardNormal(2)), MLPEnergy((3,)))
+    with pytest.raises(ValueError, match=r"_extra_state'\]\['note'\]: .*got .*MakesFolder"):
+        pg.save(gebm, path)
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_missing_file_is_an_os_error(path):

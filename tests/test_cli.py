@@ -122,11 +122,15 @@ def test_train_logs_what_it_did(run_folder: Path) -> None:
     assert config["data"] == "gaussians8"
     assert (config["train"]["base_steps"], config["train"]["refit_steps"]) == (150, 100)
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").open()]
-    assert [(line["phase"], line["step"]) for line in lines] == [
-        *[("alternate", step) for step in (50, 100, 150)],
-        *[("refit", step) for step in (50, 100)],
-    ]
+    assert [line["step"] for line in lines] == list(range(1, 251))
+    assert [line["phase"] for line in lines] == ["alternate"] * 150 + ["refit"] * 100
+    assert [line["phase_step"] for line in lines] == [*range(1, 151), *range(1, 101)]
     assert all(0 < line["importance_ess"] <= 1 for line in lines)
+    judged = [line for line in lines if "held_out_bound" in line]
+    assert [line["step"] for line in judged] == [150, 250]
+    for line in judged:
+        error = line["log_partition"] - line["held_out_log_z"]
+        assert line["held_out_log_partition_error"] == pytest.approx(error, abs=1e-5)
 
 
 def test_sample_writes_the_draws_it_reports(

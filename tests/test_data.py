@@ -204,7 +204,60 @@ def test_a_restored_loader_continues_bit_for_bit(seen):
     assert torch.equal(next(loader), expected[0])
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_the_ranks_slices_are_the_batches_of_one_process(world_size):
+    data = torch.arange(40.0).reshape(20, 2)
+    joint = take(BatchLoader(data, 6, generator=generator(5)), 10)
+    slices = [
+        take(
+            BatchLoader(data, 6, generator=generator(5), rank=rank, world_size=world_size),
+            10,
+        )
+        for rank in range(world_size)
+    ]
+    for batch, parts in zip(joint, zip(*slices, strict=True), strict=True):
+        assert {len(part) for part in parts} == {6 // world_size}
+        assert torch.equal(torch.cat(parts), batch)
+
+
+def test_a_state_fits_any_number_of_processes():
+    data = torch.arange(20)
+    loader = BatchLoader(data, 6, generator=generator(5), rank=1, world_size=3)
+    take(loader, 4)
+    state, expected = loader.state_dict(), []
+    for rank in range(2):
+        other = BatchLoader(data, 6, generator=generator(99), rank=rank, world_size=2)
+        other.load_state_dict(state)
+        expected.append(take(other, 7))
+    one = BatchLoader(data, 6, generator=generator(99))
+    one.load_state_dict(state)
+    for batch, parts in zip(take(one, 7), zip(*expected, strict=True), strict=True):
+        assert torch.equal(torch.cat(parts), batch)
+    assert torch.equal(take(loader, 7)[-1], batch[2:4])
+
+
+def test_batches_go_to_the_device_asked_for():
+    data = torch.zeros(6, 2, dtype=torch.float16)
+    batch = next(BatchLoader(data, 4, generator=generator(), device="meta"))
+    assert batch.device.type == "meta" and batch.shape == (4, 2) and batch.dtype == data.dtype
+    assert next(BatchLoader(data, 4, generator=generator())).device == data.device
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("home", ["cpu", "cuda"])
+def test_batches_on_a_gpu_are_those_of_the_cpu(home):
+    data = torch.randn(1000, 50)
+    on_cpu = take(BatchLoader(data, 100, generator=generator(5)), 200)
+    on_gpu = take(BatchLoader(data.to(home), 100, generator=generator(5), device="cuda"), 200)
+    assert all(batch.is_cuda for batch in on_gpu)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(on_gpu, on_cpu, strict=True))
+
+
 # --- refusals ------------------------------------------
+
+
+def share(batch_size, **of):
+    return BatchLoader(torch.zeros(9), batch_size, generator=generator(), **of)
 
 
 def planted(value):
@@ -230,6 +283,10 @@ def planted(value):
         ),
         (lambda: BatchLoader(torch.zeros(3), 4, generator=generator()), "batch_size: .*3; got 4"),
         (lambda: BatchLoader(torch.zeros(3), 0, generator=generator()), "batch_size: .*got 0"),
+        (lambda: share(4, world_size=3), "batch_size: .*multiple of world_size, 3; got 4"),
+        (lambda: share(4, world_size=0), "world_size: .*got 0"),
+        (lambda: share(4, rank=2, world_size=2), "rank: .*0..1; got 2"),
+        (lambda: share(4, rank=-1, world_size=2), "rank: .*got -1"),
         (lambda: BatchLoader(torch.zeros(()), 1, generator=generator()), r"data: .*\(\)"),
         (
             lambda: BatchLoader(torch.zeros(3), 1, generator=generator()).load_state_dict(

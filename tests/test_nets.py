@@ -41,6 +41,20 @@ CASES = [
     (NetworkSpec("mlp_energy", {"data_shape": [2, 3], "hidden": [5, 4]}), (2, 3), ()),
     (NetworkSpec("mlp_energy", {"data_shape": [2], "activation": "softplus"}), (2,), ()),
     (NetworkSpec("mlp_energy", {"data_shape": [2], "activation": "gelu", "hidden": [7]}), (2,), ()),
+    (
+        NetworkSpec("mlp_energy", {"data_shape": [2, 3], "hidden": [5, 4], "spectral_norm": True}),
+        (2, 3),
+        (),
+    ),
+    (NetworkSpec("fourier_energy", {"data_shape": [2, 3], "num_features": 10}), (2, 3), ()),
+    (
+        NetworkSpec(
+            "fourier_energy",
+            {"data_shape": [2], "num_features": 6, "bandwidth": 0.5, "train_bandwidth": True},
+        ),
+        (2,),
+        (),
+    ),
 ]
 
 

@@ -12,52 +12,123 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_gebm as pg
+from pyro_gebm.training import ChainsConfig, GuardConfig, ReplayConfig
 
 WRONG_COUNTS = [-1, 1.5, True, "3", None]
 WRONG_NUMBERS = [-0.1, math.nan, math.inf, True, "1", None]
+WRONG_SWITCHES = ["yes", None, 2]
 BAD = {
     "base_steps": WRONG_COUNTS,
     "energy_steps": [*WRONG_COUNTS, 0],
+    "boost_steps": WRONG_COUNTS,
+    "boost_every": WRONG_COUNTS,
     "num_latents": [*WRONG_COUNTS, 0],
+    "latents_per_datum": [*WRONG_COUNTS, 0],
+    "mode": ["Both", "refit", None, ["both"]],
+    "update": ["simultaneous", "", None, ["joint"]],
+    "objective": ["KALE", "vae", None, ["kale"]],
+    "base_loss": ["kale", "", None, ["amortized"]],
     "energy_lr": [*WRONG_NUMBERS, 0.0],
     "base_lr": [*WRONG_NUMBERS, 0.0],
     "log_partition_lr": [*WRONG_NUMBERS, 0.0],
+    "log_partition_update": ["closed", "", None, ["gradient"]],
+    "log_partition_memory": [*WRONG_NUMBERS, 1.0],
+    "log_partition_start": WRONG_COUNTS,
     "momentum": [*WRONG_NUMBERS, 1.0],
     "schedule": ["linear", "Cosine", None, ["cosine"]],
-    "gradient_penalty": [*WRONG_NUMBERS, 0.0],
+    "gradient_penalty": WRONG_NUMBERS,
     "gradient_penalty_end": [*WRONG_NUMBERS, 0.0],
     "penalty_every": [*WRONG_COUNTS, 0],
-    "base_loss": ["kale", "", None, ["amortized"]],
+    "penalty_points": ["real", "", None, ["data"]],
+    "energy_l2": WRONG_NUMBERS,
     "linear_from": [value for value in WRONG_NUMBERS if value != math.inf],
     "ema_decay": [*WRONG_NUMBERS, 1.0],
     "refit_steps": WRONG_COUNTS,
     "refit_lr": [*WRONG_NUMBERS, 0.0],
     "refit_gradient_penalty": WRONG_NUMBERS,
+    "refit_patience": WRONG_COUNTS,
+    "evaluate_every": WRONG_COUNTS,
+    "evaluation_samples": [*WRONG_COUNTS, 0],
+    "precision": ["float64", "half", None, torch.float16],
+    "accumulate": [*WRONG_COUNTS, 0],
+    "compile": WRONG_SWITCHES,
+    "channels_last": WRONG_SWITCHES,
+    "chains": [{"steps": 5}, 5, True, ReplayConfig()],
+    "replay": [None, {"size": 5}, ChainsConfig()],
+    "guard": [None, {"max_rollbacks": 1}, ReplayConfig()],
 }
+PARTS = {
+    "guard": {
+        "snapshot_every": [*WRONG_COUNTS, 0],
+        "max_rollbacks": [*WRONG_COUNTS, 0],
+        "rate_factor": [*WRONG_NUMBERS, 0.0, 1.1],
+        "max_energy_gap": [value for value in WRONG_NUMBERS if value != math.inf] + [0.0],
+    },
+    "chains": {
+        "steps": [*WRONG_COUNTS, 0],
+        "use_for": ["c", "", None, ["base"]],
+        "persistent": WRONG_SWITCHES,
+        "target_accept_prob": [*WRONG_NUMBERS, 0.0, 1.0],
+    },
+    "replay": {
+        "size": [*WRONG_COUNTS, 0],
+        "steps": [*WRONG_COUNTS, 0],
+        "step_size": [*WRONG_NUMBERS, 0.0],
+        "noise": WRONG_NUMBERS,
+        "restart_probability": [*WRONG_NUMBERS, 1.1],
+    },
+}
+KINDS = {"guard": GuardConfig, "chains": ChainsConfig, "replay": ReplayConfig}
 
-# No value is the default one.
-OTHER = pg.TrainConfig(
-    base_steps=0,
-    energy_steps=1,
-    num_latents=1,
-    energy_lr=1,
-    base_lr=1e-9,
-    log_partition_lr=0.1,
-    momentum=0,
-    schedule="constant",
-    gradient_penalty=1e-9,
-    gradient_penalty_end=10.0,
-    penalty_every=1,
-    base_loss="amortized",
-    linear_from=0.0,
-    ema_decay=0.0,
-    refit_steps=0,
-    refit_lr=1e-3,
-    refit_gradient_penalty=0.0,
-)
+# No value is the default one; what does not go together is apart.
+OTHERS = [
+    pg.TrainConfig(
+        base_steps=0,
+        energy_steps=1,
+        boost_steps=7,
+        boost_every=3,
+        num_latents=1,
+        latents_per_datum=2,
+        update="joint",
+        base_loss="amortized",
+        energy_lr=1,
+        base_lr=1e-9,
+        log_partition_lr=0.1,
+        log_partition_update="closed_form",
+        log_partition_memory=0.5,
+        log_partition_start=100,
+        momentum=0,
+        schedule="constant",
+        gradient_penalty=1e-9,
+        gradient_penalty_end=10.0,
+        penalty_every=1,
+        penalty_points="data",
+        energy_l2=0.1,
+        linear_from=math.inf,
+        ema_decay=0.0,
+        refit_steps=0,
+        refit_lr=1e-3,
+        refit_gradient_penalty=0.0,
+        refit_patience=3,
+        evaluate_every=10,
+        evaluation_samples=16,
+        precision="bfloat16",
+        compile=True,
+        channels_last=True,
+        guard=GuardConfig(1, 1, 1.0, math.inf),
+    ),
+    pg.TrainConfig(
+        mode="energy", objective="contrastive", replay=ReplayConfig(9, 9, 0.9, 0.0, 1.0)
+    ),
+    pg.TrainConfig(accumulate=2, chains=ChainsConfig(9, "both", True, 0.9)),
+]
 
 
 # --- values ------------------------------------------
+
+
+def names(settings):
+    return [field.name for field in dataclasses.fields(settings)]
 
 
 @pytest.mark.parametrize(
@@ -68,21 +139,108 @@ def test_each_bad_value_is_refused_by_its_name(field, value):
         pg.TrainConfig(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [(p, f, value) for p, bad in PARTS.items() for f, values in bad.items() for value in values],
+)
+def test_so_is_each_of_a_part(part, field, value):
+    with pytest.raises(ValueError, match=rf"^{part}\.{field}: expected "):
+        KINDS[part](**{field: value})
+
+
 def test_no_field_is_without_a_bad_value():
-    assert list(BAD) == [field.name for field in dataclasses.fields(pg.TrainConfig)]
+    assert list(BAD) == names(pg.TrainConfig)
+    assert {part: list(bad) for part, bad in PARTS.items()} == {
+        part: names(kind) for part, kind in KINDS.items()
+    }
 
 
 def test_json_round_trip():
-    plain, other = dataclasses.asdict(pg.TrainConfig()), dataclasses.asdict(OTHER)
-    assert all(plain[field] != other[field] for field in plain)
-    assert pg.TrainConfig(**json.loads(json.dumps(other))) == OTHER
+    plain = dataclasses.asdict(pg.TrainConfig())
+    for part, kind in KINDS.items():
+        plain[part] = dataclasses.asdict(kind())
+    changed = set()
+    for config in OTHERS:
+        text = json.dumps(dataclasses.asdict(config))
+        assert pg.TrainConfig.from_dict(json.loads(text)) == config
+        for field, value in json.loads(text).items():
+            if field in KINDS and value is not None:
+                changed |= {(field, f) for f in value if value[f] != plain[field][f]}
+            elif value != plain[field]:
+                changed.add(field)
+    every = set(BAD) - set(KINDS) | {(part, f) for part, bad in PARTS.items() for f in bad}
+    assert changed - {"chains"} == every
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base_step": 3, "lr": 1.0}, r"^settings: .*\['base_step', 'lr'\]"),
+        ({"guard": {"every": 3}}, r"^guard: .*\['every'\]"),
+        ({"chains": {"steps": 0}}, r"^chains\.steps: expected"),
+        ({"replay": 3}, r"^replay: expected ReplayConfig; got 3"),
+        ({"base_lr": "fast"}, r"^base_lr: expected"),
+    ],
+)
+def test_settings_from_elsewhere_are_refused_by_their_name(settings, message):
+    with pytest.raises(ValueError, match=message):
+        pg.TrainConfig.from_dict(settings)
 
 
 def test_settings_cannot_be_changed_behind_the_checks():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        OTHER.base_lr = -1.0
-    with pytest.raises(ValueError, match=r"^base_lr: "):
-        dataclasses.replace(OTHER, base_lr=-1.0)
+    for config in OTHERS:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            config.base_lr = -1.0
+        with pytest.raises(ValueError, match=r"^base_lr: "):
+            dataclasses.replace(config, base_lr=-1.0)
+
+
+FOR_ENERGY = ChainsConfig(use_for="energy")
+CONTRASTIVE = {"objective": "contrastive", "mode": "energy"}
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        # What has no meaning together,
+        ("update", {"update": "joint", "mode": "energy"}),
+        ("update", {"update": "joint", "mode": "base"}),
+        ("update", {**CONTRASTIVE, "update": "joint"}),
+        ("update", {"update": "joint", "accumulate": 2}),
+        ("update", {"update": "joint", "chains": ChainsConfig()}),
+        ("chains", {"objective": "gan", "chains": ChainsConfig()}),
+        ("chains", {"objective": "wgan", "chains": ChainsConfig()}),
+        ("chains", {**CONTRASTIVE, "chains": FOR_ENERGY}),
+        ("mode", {"objective": "contrastive"}),
+        ("mode", {"objective": "contrastive", "mode": "base"}),
+        ("gradient_penalty_end", {"gradient_penalty_end": 0}),
+        # or would be ignored.
+        ("refit_patience", {"refit_patience": 2, "evaluate_every": 0}),
+        ("boost_every", {"boost_every": 5}),
+        ("base_loss", {"base_loss": "amortized", "objective": "donsker_varadhan"}),
+        ("base_loss", {"base_loss": "amortized", "objective": "gan"}),
+        ("log_partition_update", {"log_partition_update": "closed_form", "objective": "wgan"}),
+        ("log_partition_memory", {"log_partition_memory": 0.5}),
+        ("chains", {"mode": "energy", "chains": ChainsConfig(use_for="base")}),
+        ("latents_per_datum", {**CONTRASTIVE, "latents_per_datum": 2}),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(field, settings):
+    with pytest.raises(ValueError, match=f"^{field}: expected "):
+        pg.TrainConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_penalty": 0.0, "gradient_penalty_end": 0.0},
+        {"log_partition_memory": 0.5, "chains": FOR_ENERGY},  # c follows log Z there
+        {"mode": "energy", "chains": FOR_ENERGY},
+        {"refit_patience": 2, "evaluate_every": 1},
+    ],
+)
+def test_settings_that_do_go_together_are_not(settings):
+    pg.TrainConfig(**settings)
 
 
 # --- phases and schedules ------------------------------------------
@@ -114,7 +272,7 @@ def test_fit_yields_every_step_of_both_phases(base_steps, refit_steps):
     expected += [("refit", step + 1, refit_steps) for step in range(refit_steps)]
     assert [info[:3] for info in infos] == expected
     for info in infos:
-        assert not any(figure.requires_grad for figure in info[3:])
+        assert not any(figure.requires_grad for figure in info if isinstance(figure, torch.Tensor))
         assert info.base_loss.isnan() == (info.phase == "refit")
         assert 0 < info.importance_ess <= 1
     if refit_steps:
@@ -123,15 +281,15 @@ def test_fit_yields_every_step_of_both_phases(base_steps, refit_steps):
 
 @pytest.mark.parametrize(("energy_steps", "every"), [(2, 2), (1, 1)])
 def test_penalty_falls_geometrically_and_is_constant_in_the_refit(monkeypatch, energy_steps, every):
-    real, weights = pg.training.trainer.gradient_penalty, []
+    real, weights = pg.training.passes.slope_penalty, []
 
-    def recorded(*args):
-        value = real(*args)
+    def recorded(*args, **settings):
+        value = real(*args, **settings)
         # The slope of the loss in the penalty is the weight that the penalty has.
         value.register_hook(lambda slope: weights.append(slope.item()))
         return value
 
-    monkeypatch.setattr(pg.training.trainer, "gradient_penalty", recorded)
+    monkeypatch.setattr(pg.training.passes, "slope_penalty", recorded)
     config = pg.TrainConfig(
         base_steps=6,
         refit_steps=4,

@@ -84,7 +84,6 @@ def test_refit_starts_at_log_z_with_the_usual_momentum():
     torch.manual_seed(0)
     list(trainer.refit_energy([x]))
     torch.manual_seed(0)
-    twin.base.sample(1)  # for the check of the data's shape
     pg.Trainer(twin).set_log_partition()
     optimizer = adam_by_hand(twin, momentum=0.9)
     for _ in range(4):

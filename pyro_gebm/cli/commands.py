@@ -3,7 +3,7 @@
 import argparse
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,9 +22,11 @@ from pyro_gebm.cli.evaluation import (
 )
 from pyro_gebm.cli.pictures import draw_pictures
 from pyro_gebm.cli.problems import PROBLEMS, Problem, build_judge, load_problem
+from pyro_gebm.cli.processes import process_group
 from pyro_gebm.cli.tables import comparison_table, metrics_json, notes, verdict_line
-from pyro_gebm.cli.training import train
+from pyro_gebm.cli.training import Habits, train
 from pyro_gebm.report import RunFolder, write_json
+from pyro_gebm.training import processes
 
 DEMO_KERNELS = ("NUTS", "HMC", "Langevin")
 
@@ -42,6 +44,8 @@ def run_demo(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         device=torch.device("cpu"),
         folder=folder,
+        procs=processes(),
+        habits=Habits(),
     )
     _evaluate(gebm, problem, DEMO_KERNELS, settings, folder)
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Look at {folder.path}/samples.png.")
@@ -49,18 +53,33 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> None:
-    """Train a model into a run folder."""
-    device = _device(arguments.device)
-    folder = _open(arguments)
-    problem = load_problem(arguments.data, arguments.seed)
-    train(
-        problem,
-        _train_config(problem, arguments),
-        seed=arguments.seed,
-        device=device,
-        folder=folder,
-    )
-    print(f"Wrote {folder.checkpoint}. Next: pyro-gebm evaluate {folder.path}")
+    """Train a model into a run folder, alone or as one of torchrun's processes."""
+    with process_group(arguments.device) as (procs, device_name):
+        folder = _open(arguments)
+        data, seed = arguments.data, arguments.seed
+        if arguments.resume:
+            saved = folder.read_config()
+            data, seed = saved["data"], int(saved["seed"])
+        problem = load_problem(data, seed)
+        config = (
+            TrainConfig.from_dict(saved["train"])
+            if arguments.resume
+            else _train_config(problem, arguments)
+        )
+        habits = Habits(
+            arguments.checkpoint_every, arguments.keep, arguments.tensorboard, arguments.resume
+        )
+        train(
+            problem,
+            config,
+            seed=seed,
+            device=_device(device_name),
+            folder=folder,
+            procs=procs,
+            habits=habits,
+        )
+        if procs.rank == 0:
+            print(f"Wrote {folder.checkpoint}. Next: pyro-gebm evaluate {folder.path}")
 
 
 def run_sample(arguments: argparse.Namespace) -> None:
@@ -161,9 +180,9 @@ def _load_run(arguments: argparse.Namespace) -> tuple[RunFolder, GEBM, Problem]:
 
 
 def _train_config(problem: Problem, arguments: argparse.Namespace) -> TrainConfig:
-    return replace(
-        problem.training, base_steps=arguments.base_steps, refit_steps=arguments.refit_steps
-    )
+    settings = asdict(problem.training)
+    settings |= {"base_steps": arguments.base_steps, "refit_steps": arguments.refit_steps}
+    return TrainConfig.from_dict(settings | dict(arguments.settings))
 
 
 def _device(name: str) -> torch.device:

@@ -1,8 +1,9 @@
 """The arguments of the commands."""
 
 import argparse
+import json
 from collections.abc import Callable
-from typing import NoReturn, TypeAlias, final
+from typing import Any, NoReturn, TypeAlias, final
 
 from pyro_gebm import TrainConfig, __version__
 from pyro_gebm.cli import commands
@@ -68,6 +69,14 @@ def _add_train(subparsers: Subparsers) -> None:
     _add_run_options(train, out="runs/train")
     train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     _add_training_options(train)
+    text = "go on from the newest checkpoint in --out, with its settings"
+    train.add_argument("--resume", action="store_true", help=text)
+    text = "steps from one checkpoint to the next"
+    train.add_argument("--checkpoint-every", type=_count, default=500, help=text)
+    text = "newest checkpoints to keep, besides the best of the refit"
+    train.add_argument("--keep", type=_count, default=2, help=text)
+    text = "write figures for TensorBoard too"
+    train.add_argument("--tensorboard", action="store_true", help=text)
 
 
 def _add_sample(subparsers: Subparsers) -> None:
@@ -131,6 +140,15 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--refit-steps", type=_count, default=usual.refit_steps, help="energy steps of the refit"
     )
+    command.add_argument(
+        "--set",
+        dest="settings",
+        metavar="NAME=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="any other setting of TrainConfig, such as objective=gan or gradient_penalty=0.3",
+    )
 
 
 def _add_chain_options(
@@ -152,6 +170,16 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1; got {text!r}")
     return int(text)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE; got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value  # a word
 
 
 def _seed(text: str) -> int:

@@ -23,6 +23,8 @@ TOYS = ("gaussians8", "gaussians25", "moons", "swissroll")
 PROBLEMS = ("digits", *TOYS)
 
 TOY_TRAIN, TOY_TEST = 10_000, 4_000
+DIGITS_HELD_OUT = 125
+"""A tenth of the training images, which come shuffled."""
 
 TOY_TRAINING = TrainConfig(
     energy_lr=1e-3,
@@ -40,6 +42,8 @@ class Problem(NamedTuple):
 
     name: str
     train: Tensor
+    held_out: Tensor
+    """Data that training looks at now and then, to see what the energy knows."""
     test: Tensor
     train_labels: Tensor | None
     """Classes, where the data have some."""
@@ -68,13 +72,23 @@ def load_problem(name: str, seed: int) -> Problem:
     """The data of a problem; those of the digits do not depend on the seed."""
     if name == "digits":
         images, labels, test_images, test_labels = load_digits()
+        kept = len(images) - DIGITS_HELD_OUT
         return Problem(
-            name, images, test_images, labels, test_labels, 16, (256, 256), TrainConfig()
+            name,
+            images[:kept],
+            images[kept:],
+            test_images,
+            labels[:kept],
+            test_labels,
+            16,
+            (256, 256),
+            TrainConfig(),
         )
     generator = torch.Generator().manual_seed(seed)
     train = sample_toy(name, TOY_TRAIN, generator=generator)
     test = sample_toy(name, TOY_TEST, generator=generator)
-    return Problem(name, train, test, None, None, 2, (256, 256, 256), TOY_TRAINING)
+    held_out = sample_toy(name, TOY_TEST, generator=generator)
+    return Problem(name, train, held_out, test, None, None, 2, (256, 256, 256), TOY_TRAINING)
 
 
 def build_model(problem: Problem) -> GEBM:

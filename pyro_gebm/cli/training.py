@@ -1,8 +1,9 @@
-"""Training from the command line: a bar, a log, a checkpoint."""
+"""Training from the command line: bars, a log, checkpoints, and a way to go on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, final
 
 import torch
 from tqdm import tqdm
@@ -10,68 +11,200 @@ from tqdm import tqdm
 from pyro_gebm import GEBM, StepInfo, TrainConfig, Trainer, __version__, save
 from pyro_gebm.cli.problems import Problem, build_model
 from pyro_gebm.data import BatchLoader
-from pyro_gebm.report import RunFolder, write_json, write_json_line
+from pyro_gebm.report import MetricsLog, RunFolder, StepWriter, TensorBoardLog, write_json
+from pyro_gebm.training import Checkpoints, Processes, deferred_interrupt
 
 BATCH_SIZE = 128
-LOG_EVERY = 50
+BAR_EVERY = 25
+BAR_NAMES = {"alternate": "train base and energy", "refit": "refit the energy"}
+
+
+class Habits(NamedTuple):
+    """What a training leaves on disk, and where it begins."""
+
+    checkpoint_every: int = 500
+    """Steps from one checkpoint to the next."""
+    keep: int = 2
+    """Newest checkpoints to keep, besides the best of the refit."""
+    tensorboard: bool = False
+    resume: bool = False
+    """Go on from the newest checkpoint in the folder."""
 
 
 def train(
-    problem: Problem, config: TrainConfig, *, seed: int, device: torch.device, folder: RunFolder
+    problem: Problem,
+    config: TrainConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    folder: RunFolder,
+    procs: Processes,
+    habits: Habits,
 ) -> GEBM:
-    """Train a model of ``problem`` into a run folder; the model comes back in eval mode."""
+    """Train a model of ``problem`` into a run folder; the model comes back in eval mode.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint was written before.
+        ValueError: there is nothing to resume.
+    """
     torch.manual_seed(seed)
-    gebm = build_model(problem).to(device)
+    trainer = Trainer(build_model(problem).to(device), config, held_out=problem.held_out)
     loader = BatchLoader(
-        problem.train, BATCH_SIZE, generator=torch.Generator().manual_seed(seed + 1)
+        problem.train,
+        BATCH_SIZE,
+        generator=torch.Generator().manual_seed(seed + 1),
+        rank=procs.rank,
+        world_size=procs.world_size,
+        device=device,
     )
-    folder.clear()
-    write_json(
-        folder.config,
-        {
-            "pyro_gebm": __version__,
-            "torch": torch.__version__,
-            "data": problem.name,
-            "seed": seed,
-            "device": str(device),
-            "batch_size": BATCH_SIZE,
-            "train": asdict(config),
-        },
-    )
-    with folder.training_log.open("w") as log:
-        for info in _with_bars(Trainer(gebm, config), loader):
-            if info.step % LOG_EVERY == 0 or info.step == info.total:
-                write_json_line(log, _record(info))
-    save(gebm, folder.checkpoint)
-    return gebm.eval()
+    if habits.resume:
+        resume(trainer, folder)
+    elif procs.rank == 0:
+        folder.clear()
+        write_json(folder.config, settings_json(problem, config, seed, device))
+    stopped = False
+    with deferred_interrupt() as interrupted, _Diary(trainer, folder, procs, habits) as diary:
+        for info in diary.kept(trainer.fit(loader)):
+            # All processes stop after the same step, whichever of them the signal reached.
+            flag = torch.tensor(float(interrupted()), device=device)
+            stopped = bool(procs.mean(flag) > 0)
+            if stopped:
+                diary.checkpoint(info)
+                break
+    if procs.rank == 0:
+        save(trainer.averaged(), folder.checkpoint)
+    if stopped:
+        if procs.rank == 0:
+            print(
+                f"\nStopped after {info.phase} step {info.step}; {folder.checkpoint} is the model"
+            )
+            print(f"so far. Go on with: pyro-gebm train --resume --out {folder.path}")
+        raise KeyboardInterrupt
+    return trainer.gebm.eval()
 
 
-def _with_bars(trainer: Trainer, loader: BatchLoader) -> Iterator[StepInfo]:
-    """The steps of a training, each phase behind its own progress bar."""
-    names = {"alternate": "train base and energy", "refit": "refit the energy"}
-    bar: tqdm[Any] | None = None
-    for info in trainer.fit(loader):
-        if info.step == 1:
-            bar = tqdm(total=info.total, desc=names[info.phase], mininterval=0.3)
-        if bar is None:
-            continue
-        bar.update()
-        if info.step % LOG_EVERY == 0:
-            bar.set_postfix(bound=f"{info.bound:.2f}", ess=f"{info.importance_ess:.2f}")
-        if info.step == info.total:
-            bar.close()
-        yield info
+def resume(trainer: Trainer, folder: RunFolder) -> None:
+    """Bring a trainer to the newest checkpoint of a run.
+
+    Raises:
+        ValueError: there is none.
+        CheckpointError: all are damaged.
+    """
+    newest = Checkpoints(folder.checkpoints).latest()
+    if newest is None:
+        raise ValueError(
+            f"--resume: expected checkpoints in {folder.checkpoints}; got none; train without it"
+        )
+    trainer.load_state_dict(newest.state)
 
 
-def _record(info: StepInfo) -> dict[str, str | int | float | None]:
-    """A line of the training log; what a phase does not have is left out."""
-    record: dict[str, str | int | float | None] = {
-        "phase": info.phase,
-        "step": info.step,
-        "bound": float(info.bound),
-        "importance_ess": float(info.importance_ess),
-        "log_partition": float(info.log_partition),
+def settings_json(
+    problem: Problem, config: TrainConfig, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """What a run folder says of its training."""
+    return {
+        "pyro_gebm": __version__,
+        "torch": torch.__version__,
+        "data": problem.name,
+        "seed": seed,
+        "device": str(device),
+        "batch_size": BATCH_SIZE,
+        "train": asdict(config),
     }
-    if info.phase == "alternate":
-        record["base_loss"] = float(info.base_loss)
-    return record
+
+
+@final
+class _Diary:
+    """Bars, figures and checkpoints of a training; of the first process only."""
+
+    def __init__(
+        self, trainer: Trainer, folder: RunFolder, procs: Processes, habits: Habits
+    ) -> None:
+        self._trainer, self._habits = trainer, habits
+        self._writes = procs.rank == 0
+        self._bar: tqdm[Any] | None = None
+        self._postfix: dict[str, str] = {}
+        self._written = 0
+        self._writers: list[StepWriter] = []
+        if not self._writes:
+            return
+        self._checkpoints = Checkpoints(folder.checkpoints, keep=habits.keep)
+        self._writers.append(MetricsLog(folder.training_log))
+        if habits.tensorboard:
+            self._writers.append(TensorBoardLog(folder.tensorboard))
+        self._rewind(folder.checkpoints)
+
+    def _rewind(self, checkpoints: Path) -> None:
+        newest = self._checkpoints.latest() if checkpoints.exists() else None
+        step = 0 if newest is None else newest.step
+        for writer in self._writers:
+            writer.truncate_after(step)
+        self._checkpoints.discard_after(step)
+
+    def kept(self, infos: Iterator[StepInfo]) -> Iterator[StepInfo]:
+        """The steps of a training, written down as they pass."""
+        for info in infos:
+            if self._writes:
+                self._write(info)
+                self._show(info)
+            yield info
+
+    def checkpoint(self, info: StepInfo) -> None:
+        """Write the training's state after a step, unless it has been."""
+        step = self._step(info)
+        if not self._writes or self._written == step:
+            return
+        for writer in self._writers:
+            writer.flush()
+        judged = info.held_out if info.phase == "refit" else None
+        metrics = {} if judged is None else {"held_out_bound": judged.bound}
+        self._checkpoints.save(self._trainer.state_dict(), step, metrics)
+        self._written = step
+
+    def _step(self, info: StepInfo) -> int:
+        before = self._trainer.config.base_steps if info.phase == "refit" else 0
+        return before + info.step
+
+    def _write(self, info: StepInfo) -> None:
+        for writer in self._writers:
+            writer.write(self._step(info), record(info))
+        if self._step(info) % self._habits.checkpoint_every == 0:
+            self.checkpoint(info)
+
+    def _show(self, info: StepInfo) -> None:
+        if self._bar is None or info.step < self._bar.n:
+            self._bar = tqdm(
+                total=info.total,
+                initial=info.step - 1,
+                desc=BAR_NAMES[info.phase],
+                mininterval=0.3,
+            )
+        self._bar.update(info.step - self._bar.n)  # steps that were rolled back are not seen
+        if info.held_out is not None:
+            self._postfix["held_out"] = f"{info.held_out.bound:.2f}"
+        if info.step % BAR_EVERY == 0:
+            figures = {"bound": f"{info.bound:.2f}", "ess": f"{info.importance_ess:.2f}"}
+            self._bar.set_postfix({**figures, **self._postfix}, refresh=False)
+        if info.step == info.total:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> "_Diary":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        for writer in self._writers:
+            writer.close()
+
+
+def record(info: StepInfo) -> Mapping[str, Any]:
+    """A line of the training log; what a step does not have is left out or null."""
+    flat = info._asdict()
+    seconds, held_out = flat.pop("seconds"), flat.pop("held_out")
+    flat["phase_step"] = flat.pop("step")
+    flat |= {f"seconds_{name}": value for name, value in seconds._asdict().items()}
+    if held_out is not None:
+        flat |= {f"held_out_{name}": value for name, value in held_out._asdict().items()}
+    return flat

@@ -5,6 +5,7 @@ have the same groups here.
 """
 
 from pyro_gebm.inference_data._arviz import InferenceData
+from pyro_gebm.inference_data.abridge import abridged, every, stride
 from pyro_gebm.inference_data.build import (
     SCHEMA_NAMES,
     Attribute,
@@ -24,29 +25,39 @@ from pyro_gebm.inference_data.diagnostics import (
     suspects,
     worst_rhat,
 )
-from pyro_gebm.inference_data.files import load, save
+from pyro_gebm.inference_data.files import load, open_lazily, save
 from pyro_gebm.inference_data.missing_mass import check_missing_mass
 from pyro_gebm.inference_data.pictures import plot_rank
 from pyro_gebm.inference_data.problems import problems
+from pyro_gebm.inference_data.store import Store, count_steps, finish, join, last_draw
 
 __all__ = [
     "SCHEMA_NAMES",
     "Attribute",
     "InferenceData",
+    "Store",
+    "abridged",
     "bfmi",
     "build",
     "check_missing_mass",
+    "count_steps",
     "ess",
+    "every",
+    "finish",
+    "join",
+    "last_draw",
     "latent_names",
     "least_ess",
     "load",
     "names",
     "nested_rhat",
+    "open_lazily",
     "plot_rank",
     "problems",
     "rhat",
     "sampling_state",
     "save",
+    "stride",
     "subset",
     "suspects",
     "values",

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from pyro_gebm.inference_data._arviz import IS_ARVIZ_1, InferenceData, az
+from pyro_gebm.inference_data.build import STATE_GROUP, names
+from pyro_gebm.inference_data.store import COUNT, GROWING
 
 
 def save(idata: InferenceData, path: str | Path) -> None:
@@ -26,14 +28,40 @@ def save(idata: InferenceData, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> InferenceData:
-    """Read what ``save`` wrote, whole; the file may then be written anew."""
+    """Read what ``save`` or ``sample(store=...)`` wrote, whole; the file may be written anew.
+
+    Of an unfinished file, such as a killed run leaves, it reads the draws that every chain has.
+    """
+    idata = open_lazily(path)
+    idata.load()
+    idata.close()
+    return idata
+
+
+def open_lazily(path: str | Path) -> InferenceData:
+    """The same as ``load``, but numbers are read when they are asked for."""
     with warnings.catch_warnings():
         # 0.23 may warn of groups that are not in its schema.
         warnings.simplefilter("ignore", UserWarning)
         idata = az.from_netcdf(str(path))
-    idata.load()
-    idata.close()
-    return idata
+    group, name = COUNT.split("/")
+    if not idata.attrs.get("interrupted") or name not in names(idata, group):
+        return idata
+    here = np.asarray(idata[group][name].values) >= 0
+    return idata if here.all() else _cut(idata, int(here.cumprod(1).sum(1).min()))
+
+
+def _cut(idata: InferenceData, draws: int) -> InferenceData:
+    """The draws that are there, of a run that has not come to its end: it has no state."""
+    if IS_ARVIZ_1:
+        cut = idata.copy(deep=False)
+        for group in GROWING:
+            cut[group] = idata[group].isel(draw=slice(draws))
+    else:
+        cut = idata.isel(draw=slice(draws), groups=list(GROWING))
+    if STATE_GROUP in cut:
+        del cut[STATE_GROUP]
+    return cut
 
 
 def _widened(idata: InferenceData) -> InferenceData:

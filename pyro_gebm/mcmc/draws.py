@@ -1,6 +1,7 @@
 """What a run returns, and the buffers that it fills."""
 
-from typing import Any, NamedTuple, final
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -9,6 +10,12 @@ from pyro_gebm.mcmc.kernel import Info, KernelState, Tuning
 
 FLUSH = 64
 """Draws of all chains that wait to be written together: fewer, larger copies."""
+
+WINDOW = 256
+"""Draws of a chain that runs freely which are handed to a sink together."""
+
+Sink: TypeAlias = Callable[[slice, int, dict[str, Tensor]], None]
+"""Takes draws for good: of which chains, the first one's number, fields (chain, draw, ...)."""
 
 
 class Position(NamedTuple):
@@ -57,13 +64,23 @@ class Buffers:
         num_chains: C.
         num_samples: S.
         dtype: what positions are stored in; ``None`` keeps theirs.
+        sink: where draws go; there is then room for some of them only, and chains hand them on
+            when it is full. Handing on is interrupted and repeated as a whole after Ctrl-C.
     """
 
-    def __init__(self, num_chains: int, num_samples: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        num_chains: int,
+        num_samples: int,
+        dtype: torch.dtype | None = None,
+        sink: Sink | None = None,
+    ) -> None:
         self.num_samples = num_samples
         self.count = torch.zeros(num_chains, dtype=torch.int64)
         """Draws of each chain, where they run freely."""
-        self._dtype = dtype
+        self._dtype, self._sink = dtype, sink
+        self._room = num_samples if sink is None else min(num_samples, WINDOW)
+        self._sent = torch.zeros_like(self.count)
         self._fields: dict[str, Tensor] = {}
         self._in_step = _InStep(0, [])
 
@@ -74,34 +91,52 @@ class Buffers:
     def put(self, rows: Tensor, state: KernelState, info: Info) -> None:
         """One more draw of some chains: ``rows`` (R,), with R rows in every field."""
         rows = rows.cpu()
-        self._write((rows, self.count[rows]), _fields(state, info))
+        self._write((rows, self.count[rows] % self._room), self._stored(_fields(state, info)), 1)
         # Last, and at once: Ctrl-C may come anywhere, and a draw counts once it is whole.
         self.count[rows] += 1
+        if self._sink is not None:
+            self._hand_on(self._sink, rows[self.count[rows] - self._sent[rows] == self._room])
 
     def put_all(self, state: KernelState, info: Info) -> None:
         """One more draw of all chains, which have as many; written a few at a time."""
         self._in_step.waiting.append((state, info))
         if len(self._in_step.waiting) >= FLUSH:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write all draws that wait, or hand them to the sink."""
         done, waiting = self._in_step
-        if not waiting:
-            return
-        columns = zip(*(_fields(*draw).items() for draw in waiting), strict=True)
-        stacked = {pairs[0][0]: torch.stack([v for _, v in pairs], 1) for pairs in columns}
-        end = done + len(waiting)
-        self._write((slice(None), slice(done, end)), stacked, stacked=True)
-        # One assignment: Ctrl-C must not find draws counted twice, or not at all.
-        self._in_step = _InStep(end, [])
+        if waiting:
+            columns = zip(*(_fields(*draw).items() for draw in waiting), strict=True)
+            stacked = {pairs[0][0]: torch.stack([v for _, v in pairs], 1) for pairs in columns}
+            end, fields = done + len(waiting), self._stored(stacked)
+            if self._sink is None:
+                self._write((slice(None), slice(done, end)), fields, 2)
+            else:
+                self._sink(slice(0, len(self.count)), done, fields)
+            # One assignment: Ctrl-C must not find draws counted twice, or not at all.
+            self._in_step = _InStep(end, [])
+        elif self._sink is not None:
+            self._hand_on(self._sink, (self.count > self._sent).nonzero()[:, 0])
 
-    def _write(self, place: Any, fields: dict[str, Tensor], stacked: bool = False) -> None:
+    def _hand_on(self, sink: Sink, rows: Tensor) -> None:
+        """What some chains have in their rooms, which begin with the draw after the last sent."""
+        for row in rows.tolist():
+            chain, first = slice(row, row + 1), int(self._sent[row])
+            end = int(self.count[row])
+            sink(chain, first, {n: f[chain, : end - first] for n, f in self._fields.items()})
+            self._sent[row] = end
+
+    def _stored(self, fields: dict[str, Tensor]) -> dict[str, Tensor]:
+        dtypes = {"z": self._dtype}
+        return {name: field.to("cpu", dtypes.get(name)) for name, field in fields.items()}
+
+    def _write(self, place: Any, fields: dict[str, Tensor], dims: int) -> None:
         for name, field in fields.items():
-            value = field.to("cpu", self._dtype if name == "z" else None)
             if name not in self._fields:
-                shape = (len(self.count), self.num_samples, *field.shape[1 + stacked :])
-                self._fields[name] = value.new_empty(shape)
-            self._fields[name][place] = value
+                shape = (len(self.count), self._room, *field.shape[dims:])
+                self._fields[name] = field.new_empty(shape)
+            self._fields[name][place] = field
 
     def whole(self) -> int:
         """Draws that every chain has."""
@@ -113,8 +148,8 @@ class Buffers:
         return self.whole() == self.num_samples
 
     def read(self) -> tuple[Tensor, Tensor, Info]:
-        """z, U and Info of the draws that every chain has."""
-        self._flush()
+        """z, U and Info of the draws that every chain has, where there is no sink."""
+        self.flush()
         done = self.whole()
         fields = {name: room[:, :done] for name, room in self._fields.items()}
         z, energy = fields.pop("z"), fields.pop("potential_energy")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_gebm._checks import check_count, check_in_range
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.integrators import Proposal, trajectory
+from pyro_gebm.mcmc.integrators import Landing, Proposal, fly, land, step_counts
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select
 from pyro_gebm.mcmc.random import Generator, normal, shared_jitter, uniform
 
@@ -87,10 +87,34 @@ def metropolis(
     generator: Generator,
 ) -> tuple[KernelState, Proposal]:
     """Fresh momentum, ``num_steps`` leapfrog steps, one accept/reject per chain."""
-    momentum = normal(state.z, generator)
-    proposal = trajectory(potential_fn, state, tuning, num_steps, momentum)
-    accept = uniform(state.potential_energy, generator) < proposal.info.accept_prob
-    return select(accept, proposal.state, state), proposal
+    momentum, noise = normal(state.z, generator), uniform(state.potential_energy, generator)
+    scale = tuning.scale()
+    end, flow = fly(potential_fn, state, scale, num_steps, momentum)
+    moved, landing = settle(state, momentum, noise, end, flow, scale)
+    info = landing.info(step_counts(num_steps, state))
+    return moved, Proposal(end, landing.momentum, info)
+
+
+def settle(
+    state: KernelState,
+    momentum: Tensor,
+    noise: Tensor,
+    end: KernelState,
+    flow: Tensor,
+    scale: Tensor,
+) -> tuple[KernelState, Landing]:
+    """All that follows the last gradient of a trajectory: where each chain is, and why.
+
+    Args:
+        state: where the trajectory started.
+        momentum: of the start, (C, D).
+        noise: uniforms, (C,).
+        end: where it ends.
+        flow: its momentum before the last half kick, (C, D).
+        scale: s = ε M^(-1/2), (C, D).
+    """
+    landing = land(state.potential_energy, momentum, flow, scale, end)
+    return select(noise < landing.accept_prob, end, state), landing
 
 
 def with_length(info: Info, tuning: Tuning) -> Info:

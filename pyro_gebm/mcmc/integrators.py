@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.kernel import Info, KernelState, Tuning, acceptance, evaluate, kinetic_energy
+from pyro_gebm.mcmc.kernel import Info, KernelState, Tuning, acceptance, evaluate, total_energy
 
 
 def leapfrog(
@@ -45,6 +45,22 @@ class Proposal(NamedTuple):
     info: Info
 
 
+class Landing(NamedTuple):
+    """What the end of a trajectory tells of it."""
+
+    momentum: Tensor
+    """At the end, (C, D)."""
+    hamiltonian: Tensor
+    """At the start, (C,)."""
+    energy_error: Tensor
+    accept_prob: Tensor
+    diverging: Tensor
+
+    def info(self, steps: Tensor) -> Info:
+        """The same for the reader, with the number of steps, (C,) int64."""
+        return Info(self.accept_prob, self.diverging, steps, self.hamiltonian, self.energy_error)
+
+
 def trajectory(
     potential_fn: PotentialFn,
     state: KernelState,
@@ -52,18 +68,46 @@ def trajectory(
     num_steps: int,
     momentum: Tensor,
 ) -> Proposal:
-    """``num_steps`` leapfrog steps from ``momentum`` (C, D): the proposal, not yet accepted.
+    """``num_steps`` leapfrog steps from ``momentum`` (C, D): the proposal, not yet accepted."""
+    scale = tuning.scale()
+    end, flow = fly(potential_fn, state, scale, num_steps, momentum)
+    landing = land(state.potential_energy, momentum, flow, scale, end)
+    return Proposal(end, landing.momentum, landing.info(step_counts(num_steps, state)))
+
+
+def fly(
+    potential_fn: PotentialFn, state: KernelState, scale: Tensor, num_steps: int, momentum: Tensor
+) -> tuple[KernelState, Tensor]:
+    """Leapfrog steps but for the last half kick: where they end, and the momentum before it.
 
     The two half kicks between steps are one.
     """
-    scale = tuning.scale()
-    before = state.potential_energy + kinetic_energy(momentum)
     end, flow = state, torch.addcmul(momentum, scale, state.z_grad, value=-0.5)
     for left in range(num_steps, 0, -1):
         end = evaluate(potential_fn, torch.addcmul(end.z, scale, flow))
-        flow = torch.addcmul(flow, scale, end.z_grad, value=-1.0 if left > 1 else -0.5)
-    error = end.potential_energy + kinetic_energy(flow) - before
-    accept_prob, diverging = acceptance(error, end.z)
-    steps = torch.full_like(before, num_steps, dtype=torch.int64)
-    info = Info(accept_prob, diverging, steps, hamiltonian=before, energy_error=error)
-    return Proposal(end, flow, info)
+        if left > 1:
+            flow = torch.addcmul(flow, scale, end.z_grad, value=-1.0)
+    return end, flow
+
+
+def land(
+    potential_energy: Tensor, momentum: Tensor, flow: Tensor, scale: Tensor, end: KernelState
+) -> Landing:
+    """The last half kick of a trajectory, and what is told of it.
+
+    Args:
+        potential_energy: U at the start, (C,).
+        momentum: at the start, (C, D).
+        flow: before the last half kick, (C, D).
+        scale: s = ε M^(-1/2), (C, D).
+        end: where it ends.
+    """
+    before = total_energy(potential_energy, momentum)
+    last = torch.addcmul(flow, scale, end.z_grad, value=-0.5)
+    error = total_energy(end.potential_energy, last) - before
+    return Landing(last, before, error, *acceptance(error, end.z))
+
+
+def step_counts(num_steps: int, state: KernelState) -> Tensor:
+    """The same number of steps for every chain, (C,) int64."""
+    return torch.full_like(state.potential_energy, num_steps, dtype=torch.int64)

@@ -68,10 +68,18 @@ class Tuning(NamedTuple):
     """Diagonal of M⁻¹, an estimate of the posterior variances, (D,), or (C, D) by chain."""
     trajectory_length: Tensor | None = None
     """ChEES: longest L ε, a scalar."""
+    known_scale: Tensor | None = None
+    """What ``scale`` gives, of a tuning that is ``settled``."""
 
     def scale(self) -> Tensor:
         """ε M^(-1/2), (C, D): how far a momentum of one moves a chain in a step."""
+        if self.known_scale is not None:
+            return self.known_scale
         return self.step_size[:, None] * self.inverse_mass_matrix.sqrt()
+
+    def settled(self) -> "Tuning":
+        """The same with its scale computed, for many steps; not to be changed any more."""
+        return self._replace(known_scale=self.scale())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +167,13 @@ def evaluate(potential_fn: PotentialFn, z: Tensor) -> KernelState:
         position = z.detach().requires_grad_(True)
         energy = potential_fn(position)
         if energy.requires_grad:
+            # Of the sum over chains, without summing: two operations less.
             (gradient,) = torch.autograd.grad(
-                energy.sum(), position, allow_unused=True, materialize_grads=True
+                energy,
+                position,
+                torch.ones_like(energy),
+                allow_unused=True,
+                materialize_grads=True,
             )
         else:
             gradient = torch.zeros_like(position)
@@ -171,11 +184,15 @@ S = TypeVar("S", bound=tuple)  # type: ignore[type-arg]  # any NamedTuple of (ne
 
 
 def select(mask: Tensor, chosen: S, other: S) -> S:
-    """Per chain, every field of ``chosen`` where ``mask`` (C,) holds, else of ``other``."""
+    """Per chain, every field of ``chosen`` where ``mask`` (C,) holds, else of ``other``.
+
+    Fields are (C,) or (C, D).
+    """
+    by_row = mask.unsqueeze(-1)
 
     def pick(a: object, b: object) -> object:
         if isinstance(a, Tensor) and isinstance(b, Tensor):
-            return torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
+            return torch.where(mask if a.ndim == 1 else by_row, a, b)
         return a
 
     return _rebuilt(chosen, map(pick, chosen, other))
@@ -213,6 +230,12 @@ def kinetic_energy(momentum: Tensor) -> Tensor:
     return energy
 
 
+def total_energy(potential_energy: Tensor, momentum: Tensor) -> Tensor:
+    """H = U + |p|²/2, (C,)."""
+    size = torch.linalg.vector_norm(momentum, dim=-1)
+    return torch.addcmul(potential_energy, size, size, value=0.5)
+
+
 def acceptance(energy_error: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Acceptance probability min(1, exp(-ΔH)) and the divergence flag, (C,) each.
 
@@ -220,7 +243,7 @@ def acceptance(energy_error: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     diverging, and so does an energy error above 1,000 nats. The momentum has gone through the
     gradient and the error through both, so that position and error tell of all.
     """
-    # A position that is not finite makes the error so: 0 · inf is NaN.
-    error = torch.add(energy_error, z.sum(-1), alpha=0)
-    diverging = torch.logical_not((error <= DIVERGENCE_THRESHOLD).logical_and_(error > -torch.inf))
+    # NaN if the position or the error is not finite, since 0 · inf is NaN.
+    error = torch.add(energy_error, z.sum(-1) + energy_error, alpha=0)
+    diverging = (error <= DIVERGENCE_THRESHOLD).logical_not_()
     return error.neg_().exp_().clamp_(max=1.0).masked_fill_(diverging, 0.0), diverging

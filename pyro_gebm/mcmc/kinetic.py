@@ -17,6 +17,7 @@ from pyro_gebm.mcmc.kernel import (
     evaluate,
     kinetic_energy,
     select,
+    total_energy,
 )
 from pyro_gebm.mcmc.langevin import warming_mala
 from pyro_gebm.mcmc.random import Generator, normal
@@ -87,8 +88,8 @@ class Kinetic(Kernel):
         move = _baoab if self.scheme == "BAOAB" else _aboba
         end, heat = move(potential_fn, state, tuning.scale(), keep, noise)
         assert state.momentum is not None and end.momentum is not None
-        before = state.potential_energy + kinetic_energy(state.momentum)
-        error = end.potential_energy + kinetic_energy(end.momentum) - before - heat
+        before = total_energy(state.potential_energy, state.momentum)
+        error = total_energy(end.potential_energy, end.momentum) - before - heat
         accept_prob, diverging = acceptance(error, end.z)
         gradients = 1 if self.scheme == "BAOAB" else 2
         steps = torch.full_like(before, gradients, dtype=torch.int64)

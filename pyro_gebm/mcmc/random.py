@@ -45,6 +45,7 @@ class Streams:
         num_chains: C.
         device: where the noise is drawn.
         phase: tells streams of one seed apart, such as those of warm-up and of the draws.
+        blocks: the numbers of the chains' blocks, where they are part of a larger batch.
 
     Example:
         >>> streams = Streams(0, 100, torch.device("cpu"))
@@ -53,11 +54,19 @@ class Streams:
         (True, torch.Size([100, 2]))
     """
 
-    def __init__(self, seed: int, num_chains: int, device: torch.device, phase: int = 0) -> None:
+    def __init__(
+        self,
+        seed: int,
+        num_chains: int,
+        device: torch.device,
+        phase: int = 0,
+        blocks: Sequence[int] | None = None,
+    ) -> None:
+        numbers = range(-(-num_chains // BLOCK)) if blocks is None else blocks
         # Not plain mix(0, 0) = 0, which would be torch's own stream of seed 0.
         self._key = mix(mix(phase, seed % _WORD ^ _SALT), seed // _WORD ^ _SALT)
-        self.blocks = [torch.Generator(device) for _ in range(-(-num_chains // BLOCK))]
-        self._keys = [mix(block + 1, self._key) for block in range(len(self.blocks))]
+        self.blocks = [torch.Generator(device) for _ in numbers]
+        self._keys = [mix(block + 1, self._key) for block in numbers]
         self.shared = torch.Generator()
         self.shift = mix(self._key) / _WORD
         self.at(0)

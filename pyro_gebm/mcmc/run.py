@@ -1,5 +1,8 @@
 """A run: warm-up, then draws into preallocated buffers."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -7,7 +10,7 @@ from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.collect import Collector
 from pyro_gebm.mcmc.draws import Buffers, Draws, Position
 from pyro_gebm.mcmc.global_moves import GlobalMoves
-from pyro_gebm.mcmc.kernel import Info, Kernel, Tuning, evaluate
+from pyro_gebm.mcmc.kernel import Kernel, Tuning, evaluate
 from pyro_gebm.mcmc.random import Streams
 from pyro_gebm.mcmc.reference import Reference
 from pyro_gebm.mcmc.transitions import Moves, Transitions, transitions
@@ -101,28 +104,72 @@ def draw(
     Raises:
         KeyboardInterrupt: Ctrl-C came before the first draw.
     """
-    position, z = start.position, start.position.state.z
-    chains = len(z) // moves.kernel.num_levels
-    collector = Collector(Buffers(chains, num_samples, dtype), position, thinning)
-    streams = Streams(seed, len(z), z.device, PHASE)
-    with progress_bar(moves.kernel, chains, num_samples * thinning, progress) as bar:
-        stream = transitions(moves, position, start.tuning, streams)
-        interrupted = _collect(collector, stream, bar)
-    drawn, energy, info = collector.buffers.read()
-    last = collector.position
-    if interrupted and collector.is_free:
-        last = _position_at(moves, position, drawn[:, -1], info.num_steps)
+    chains = len(start.position.step) // moves.kernel.num_levels
+    buffers = Buffers(chains, num_samples, dtype)
+    ended = fill(buffers, moves, start, thinning=thinning, seed=seed, progress=progress)
+    z, energy, info = buffers.read()
+    last = ended.position
+    if ended.interrupted and ended.is_free:
+        last = position_at(moves, start.position, z[:, -1], info.num_steps.sum(1))
     return Draws(
-        z=drawn,
+        z=z,
         potential_energy=energy,
         info=info,
         tuning=start.tuning,
         last=last,
         num_warmup_steps=start.spent,
-        interrupted=interrupted,
-        batch_steps=_batch_steps(collector, info),
+        interrupted=ended.interrupted,
+        # In step, all wait for the chain that needs most.
+        batch_steps=ended.batch_steps if ended.is_free else int(info.num_steps.amax(0).sum()),
         warmup=start.draws,
     )
+
+
+class Ended(NamedTuple):
+    """How a run that filled its buffers has ended."""
+
+    position: Position
+    """Where a later run goes on; after Ctrl-C, of chains that run freely: not there yet."""
+    interrupted: bool
+    """Ctrl-C came before all draws were there."""
+    is_free: bool
+    """The chains ran freely."""
+    batch_steps: int
+    """Steps of the batch; of chains in step, transitions."""
+
+
+def fill(
+    buffers: Buffers,
+    moves: Moves,
+    start: Warmed,
+    *,
+    thinning: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+    blocks: Sequence[int] | None = None,
+) -> Ended:
+    """What ``draw`` does, into buffers that the caller reads, or that hand their draws on.
+
+    Args:
+        buffers: for the chains of ``start``.
+        moves: as in ``draw``.
+        start: as in ``draw``.
+        thinning: as in ``draw``.
+        seed: as in ``draw``.
+        progress: as in ``draw``.
+        blocks: the numbers of the chains' blocks of 64, where they are part of a larger batch.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came before the first draw.
+    """
+    position, z = start.position, start.position.state.z
+    collector = Collector(buffers, position, thinning)
+    streams = Streams(seed, len(z), z.device, PHASE, blocks)
+    total = buffers.num_samples * thinning
+    with progress_bar(moves.kernel, len(buffers.count), total, progress) as bar:
+        stream = transitions(moves, position, start.tuning, streams)
+        interrupted = _collect(collector, stream, bar)
+    return Ended(collector.position, interrupted, collector.is_free, collector.batch_steps)
 
 
 def _collect(collector: Collector, stream: Transitions, bar: Bar) -> bool:
@@ -140,12 +187,7 @@ def _collect(collector: Collector, stream: Transitions, bar: Bar) -> bool:
     return True
 
 
-def _batch_steps(collector: Collector, info: Info) -> int:
-    """Gradients of the whole batch: in step, all wait for the chain that needs most."""
-    return collector.batch_steps if collector.is_free else int(info.num_steps.amax(0).sum())
-
-
-def _position_at(moves: Moves, start: Position, z: Tensor, num_steps: Tensor) -> Position:
-    """Where freely running chains stood when they made their last common draw."""
+def position_at(moves: Moves, start: Position, z: Tensor, num_steps: Tensor) -> Position:
+    """Where freely running chains stood when they made their last common draw ``z`` (C, D)."""
     state = evaluate(moves.potential_fn, z.to(start.state.z))
-    return Position(state, start.step + num_steps.sum(1).to(start.step))
+    return Position(state, start.step + num_steps.to(start.step))

@@ -51,13 +51,15 @@ def transitions(moves: Moves, position: Position, tuning: Tuning, streams: Strea
 
 def _in_step(moves: Moves, position: Position, tuning: Tuning, streams: Streams) -> Transitions:
     state, step = position.state, int(position.step[0])
+    tuning = tuning.settled()
     while True:
         generator = streams.at(step)
         state, info = moves.kernel.step(moves.potential_fn, state, tuning, generator=generator)
         if moves.global_moves is not None:
             state, info = _jump_in_step(moves, state, info, streams)
         step += 1
-        tuning = (yield Finished(None, state, info, step)) or tuning
+        if (sent := (yield Finished(None, state, info, step))) is not None:
+            tuning = sent.settled()
 
 
 def _jump_in_step(

@@ -17,6 +17,7 @@ from pyro_gebm.metrics.scores import (
     mode_occupancy,
     mode_share,
     occupancy_distance,
+    sliced_wasserstein,
 )
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "mode_summary",
     "occupancy_distance",
     "relative_score",
+    "sliced_wasserstein",
     "train_classifier",
 ]

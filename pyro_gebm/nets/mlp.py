@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_gebm._checks import check_batch, check_choice, check_count, check_sizes
 from pyro_gebm.nets.network import Network, NetworkSpec, OptionValue, register
+from pyro_gebm.nets.spectral import with_spectral_norm
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -85,6 +86,9 @@ class MLPEnergy(Network):
         data_shape: shape of one datum, such as (2,) or (1, 8, 8).
         hidden: widths of the hidden layers; empty for a linear energy.
         activation: silu, softplus, leaky_relu (slope 0.2), gelu or tanh.
+        spectral_norm: divide each layer's weight by its spectral norm, so that the slope |∇E| is
+            at most 1 (with silu 1.1, with gelu 1.13 to the number of hidden layers); see
+            ``with_spectral_norm``.
 
     Raises:
         ValueError: for a bad option; on a call, if x is not (B, *data_shape).
@@ -100,18 +104,22 @@ class MLPEnergy(Network):
         data_shape: Sequence[int],
         hidden: Sequence[int] = (256, 256),
         activation: str = "silu",
+        spectral_norm: bool = False,
     ) -> None:
         shape = check_sizes("data_shape", data_shape, min_length=1)
         widths = check_sizes("hidden", hidden)
         check_choice("activation", activation, ACTIVATIONS)
+        check_choice("spectral_norm", spectral_norm, (False, True))
         options: dict[str, OptionValue] = {
             "data_shape": shape,
             "hidden": widths,
             "activation": activation,
+            "spectral_norm": spectral_norm,
         }
         super().__init__(NetworkSpec("mlp_energy", options))
         self.data_shape = tuple(shape)
-        self.layers = _stack([math.prod(shape), *widths, 1], activation)
+        layers = _stack([math.prod(shape), *widths, 1], activation)
+        self.layers = with_spectral_norm(layers) if spectral_norm else layers
 
     def forward(self, x: Tensor) -> Tensor:
         """Map data (B, *data_shape) to energies (B,)."""

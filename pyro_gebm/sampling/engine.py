@@ -26,8 +26,9 @@ from pyro_gebm.sampling.pilot import (
     suits_global_moves,
 )
 from pyro_gebm.sampling.price import price_of
-from pyro_gebm.sampling.resume import Resumed, check_resumed, load_state, save_state
-from pyro_gebm.sampling.settings import Settings, kernel_name
+from pyro_gebm.sampling.ready import Ready
+from pyro_gebm.sampling.resume import load_state, save_state
+from pyro_gebm.sampling.settings import Settings
 from pyro_gebm.sampling.start import draw_start
 from pyro_gebm.sampling.target import Target
 
@@ -36,12 +37,9 @@ class Run(NamedTuple):
     """Draws, and what was chosen and found on the way."""
 
     draws: Draws
-    seed: int
-    """Of the noise: the run's own, or that of the run that was resumed."""
+    ready: Ready
     state: dict[str, Any] | None
     """What a later run needs to go on."""
-    global_moves: GlobalMoves | None
-    ladder: tuple[float, ...] | None
     problems: list[str]
     """Warnings beyond those that the draws themselves give."""
 
@@ -49,7 +47,7 @@ class Run(NamedTuple):
 def run_kernel(
     settings: Settings, target: Target, start: Tensor | None, seed: int, resume: Any, is_gebm: bool
 ) -> Run:
-    """A run of one of our kernels or of Pyro's.
+    """A run of one of our kernels or of Pyro's, in memory.
 
     Args:
         settings: of ``sample``.
@@ -60,15 +58,22 @@ def run_kernel(
         is_gebm: the reference is a base that the energy was trained on: where global moves
             from it are of no use, say so.
     """
-    if not isinstance(settings.kernel, Kernel):
+    kernel = settings.kernel
+    if not isinstance(kernel, Kernel):
         assert start is not None
-        return _run_pyro(settings, settings.kernel, target, start, seed)
-    if resume is not None:
-        return _resume(settings, settings.kernel, target, resume)
-    assert start is not None
-    if settings.tempering is not None:
-        return _run_tempered(settings, settings.kernel, target, start, seed, is_gebm)
-    return _run_local(settings, settings.kernel, target, start, seed, is_gebm)
+        return _run_pyro(settings, kernel, target, start, seed)
+    ready = get_ready(settings, kernel, target, start, seed, resume, is_gebm)
+    draws = draw(
+        ready.moves(kernel, target),
+        ready.warmed,
+        settings.num_samples,
+        thinning=settings.thinning,
+        seed=ready.seed,
+        progress=settings.progress,
+        dtype=settings.storage_dtype,
+    )
+    missed = missing_mass(ready.pilot, draws.z, draws.potential_energy, target)
+    return Run(draws, ready, save_state(draws.last, ready), [*ready.problems, *missed])
 
 
 def _run_pyro(
@@ -85,31 +90,57 @@ def _run_pyro(
         seed=seed,
         progress=settings.progress,
     )
-    return Run(draws, seed, None, None, None, [])
+    warmed = Warmed(draws.last, draws.tuning, draws.num_warmup_steps)
+    return Run(draws, Ready(warmed, seed), None, [])
 
 
-def _run_local(
+def get_ready(
+    settings: Settings,
+    kernel: Kernel,
+    target: Target,
+    start: Tensor | None,
+    seed: int,
+    resume: Any,
+    is_gebm: bool,
+) -> Ready:
+    """What the draws start from: warm-up, or where an earlier run has ended.
+
+    Args:
+        settings: of ``sample``.
+        kernel: of the settings.
+        target: as in ``run_kernel``.
+        start: as in ``run_kernel``.
+        seed: as in ``run_kernel``.
+        resume: as in ``run_kernel``.
+        is_gebm: as in ``run_kernel``.
+    """
+    if resume is not None:
+        return load_state(resume, target, settings)
+    assert start is not None
+    if settings.tempering is not None:
+        return _warm_up_tempered(settings, kernel, target, start, seed, is_gebm)
+    return _warm_up_local(settings, kernel, target, start, seed, is_gebm)
+
+
+def _warm_up_local(
     settings: Settings, kernel: Kernel, target: Target, start: Tensor, seed: int, is_gebm: bool
-) -> Run:
-    problems: list[str] = []
+) -> Ready:
+    problems: tuple[str, ...] = ()
     automatic = settings.global_moves == "auto" and suits_global_moves(kernel)
     pilot = run_pilot(target, seed, settings.chunk_size) if automatic or is_gebm else None
-    first = settings.global_moves if isinstance(settings.global_moves, GlobalMoves) else None
+    moves = settings.global_moves if isinstance(settings.global_moves, GlobalMoves) else None
     if automatic and pilot is not None:
         price = price_of(target, pilot.z)
-        first = first_moves(pilot, kernel, price, len(start))
-    moves = Moves(kernel.bind(target.reference), target.potential_fn, target.reference, first)
-    warmed = _warm_up(settings, moves, start, seed)
+        moves = first_moves(pilot, kernel, price, len(start))
+    bound = kernel.bind(target.reference)
+    warmed = _warm_up(
+        settings, Moves(bound, target.potential_fn, target.reference, moves), start, seed
+    )
     if automatic and pilot is not None:
-        settled = settled_moves(pilot, warmed, target, price, kernel)
-        moves = moves._replace(global_moves=settled)
-        if settled is None and is_gebm:
-            problems.append(_TOO_FAR)
-    draws = _draw(settings, moves, warmed, seed)
-    if pilot is not None and is_gebm and (missed := missing_mass(pilot, draws, target)):
-        problems.append(missed)
-    state = save_state(draws, moves.global_moves, None)
-    return Run(draws, seed, state, moves.global_moves, None, problems)
+        moves = settled_moves(pilot, warmed, target, price, kernel)
+        if moves is None and is_gebm:
+            problems = (_TOO_FAR,)
+    return Ready(warmed, seed, moves, None, pilot if is_gebm else None, problems)
 
 
 _TOO_FAR = (
@@ -118,9 +149,9 @@ _TOO_FAR = (
 )
 
 
-def _run_tempered(
+def _warm_up_tempered(
     settings: Settings, kernel: Kernel, target: Target, start: Tensor, seed: int, is_gebm: bool
-) -> Run:
+) -> Ready:
     kernel = kernel.bind(target.reference)
     ladder = choose_ladder(settings.tempering, kernel, target, seed)
     assert target.reference is not None
@@ -128,28 +159,8 @@ def _run_tempered(
     hotter = [draw_start(target, len(start)) for _ in ladder[1:]]
     moves = Moves(replicas, target.potential_fn)
     warmed = _warm_up(settings, moves, torch.cat([*hotter, start]), seed)
-    draws = _draw(settings, moves, warmed, seed)
     pilot = run_pilot(target, seed, settings.chunk_size) if is_gebm else None
-    missed = "" if pilot is None else missing_mass(pilot, draws, target)
-    state = save_state(draws, None, ladder)
-    return Run(draws, seed, state, None, ladder, [missed] if missed else [])
-
-
-def _resume(settings: Settings, kernel: Kernel, target: Target, resume: Any) -> Run:
-    resumed = load_state(resume, target, kernel_name(kernel), settings.num_chains)
-    check_resumed(settings, resumed)
-    moves = _moves_again(kernel, target, resumed)
-    draws = _draw(settings, moves, resumed.warmed, resumed.seed)
-    state = save_state(draws, resumed.global_moves, resumed.ladder)
-    return Run(draws, resumed.seed, state, resumed.global_moves, resumed.ladder, [])
-
-
-def _moves_again(kernel: Kernel, target: Target, resumed: Resumed) -> Moves:
-    kernel = kernel.bind(target.reference)
-    if resumed.ladder is None:
-        return Moves(kernel, target.potential_fn, target.reference, resumed.global_moves)
-    assert target.reference is not None
-    return Moves(temper(kernel, resumed.ladder, target.reference), target.potential_fn)
+    return Ready(warmed, seed, None, ladder, pilot)
 
 
 def _warm_up(settings: Settings, moves: Moves, start: Tensor, seed: int) -> Warmed:
@@ -161,17 +172,5 @@ def _warm_up(settings: Settings, moves: Moves, start: Tensor, seed: int) -> Warm
         seed=seed,
         progress=settings.progress,
         keep=settings.include_warmup,
-        dtype=settings.storage_dtype,
-    )
-
-
-def _draw(settings: Settings, moves: Moves, warmed: Warmed, seed: int) -> Draws:
-    return draw(
-        moves,
-        warmed,
-        settings.num_samples,
-        thinning=settings.thinning,
-        seed=seed,
-        progress=settings.progress,
         dtype=settings.storage_dtype,
     )

@@ -11,7 +11,6 @@ from pyro_gebm.mcmc import (
     IMH,
     MALA,
     NUTS,
-    Draws,
     GlobalMoves,
     Kernel,
     Kinetic,
@@ -135,22 +134,32 @@ def settled_moves(
     return choose_moves(pilot, log_weight, warmed.num_steps, price, kernel)
 
 
-def missing_mass(pilot: Pilot, draws: Draws, target: Target) -> str:
-    """A warning if the weighted pilot has mass that the run has not, else ""."""
+def missing_mass(
+    pilot: Pilot | None, z: Tensor, potential_energy: Tensor, target: Target
+) -> list[str]:
+    """A warning if the weighted pilot has mass that a run has not.
+
+    Args:
+        pilot: base draws; ``None`` judges nothing.
+        z: unconstrained positions of the run, (C, S, D).
+        potential_energy: U at each, (C, S).
+        target: of both.
+    """
+    if pilot is None or z.shape[1] < 4:
+        return []
     assert target.reference is not None
-    if draws.z.shape[1] < 4:
-        return ""
-    flat = draws.z.to(pilot.z).flatten(0, 1)
+    flat = z.to(pilot.z).flatten(0, 1)
     if not bool(torch.isfinite(flat).all()):  # stored in too small a type
-        return ""
-    run_weight = target.reference.potential_fn(flat).cpu().view_as(draws.potential_energy)
-    run_weight = run_weight - draws.potential_energy
-    run = torch.cat([run_weight[..., None], draws.z[..., :NUM_STATISTICS]], -1).double()
+        return []
+    run_weight = target.reference.potential_fn(flat).cpu().view_as(potential_energy)
+    run_weight = run_weight - potential_energy
+    run = torch.cat([run_weight[..., None], z[..., :NUM_STATISTICS].cpu()], -1).double()
     base = torch.cat([pilot.log_weight[:, None], pilot.z[:, :NUM_STATISTICS]], -1).double().cpu()
-    return inference_data.check_missing_mass(
+    missed = inference_data.check_missing_mass(
         pilot.log_weight.double().cpu().numpy(),
         base.numpy(),
         run.numpy(),
         run_log_weights=run_weight.double().numpy(),
         names=["the log density ratio", *(f"latent {i}" for i in range(run.shape[-1] - 1))],
     )
+    return [missed] if missed else []

@@ -11,6 +11,7 @@ from pyro_gebm import inference_data
 from pyro_gebm.inference_data import Attribute, InferenceData
 from pyro_gebm.mcmc import Info
 from pyro_gebm.sampling.engine import Run
+from pyro_gebm.sampling.ready import Ready
 from pyro_gebm.sampling.settings import Settings, kernel_name
 from pyro_gebm.sampling.target import Target
 
@@ -21,28 +22,48 @@ INTERNAL = {"length_gradient"}
 
 def build_result(run: Run, target: Target, settings: Settings, seconds: float) -> InferenceData:
     """Posterior under the sites' names, statistics under the schema's, attributes."""
-    draws = run.draws
-    posterior = _sites(target, draws.z)
-    latent = ",".join(posterior)
-    if settings.include_x and target.push is not None:
-        posterior |= _numpy(target.push(_on_device(target, draws.z)))
-    warmup: dict[str, Arrays] = {}
-    if draws.warmup is not None and draws.warmup[0].shape[1]:
-        z, energy, info = draws.warmup
-        warmup["warmup_posterior"] = _sites(target, z)
-        warmup["warmup_sample_stats"] = _statistics(energy, info)
+    draws, z = run.draws, run.draws.z
+    posterior = posterior_of(target, z, settings.include_x)
     prior = None
     if settings.include_prior and target.reference is not None:
-        shape = draws.z.shape
-        z = target.reference.sample(shape[0] * shape[1]).view(shape)
-        prior = _sites(target, z)
-    statistics = _statistics(draws.potential_energy, draws.info)
-    step_size = draws.tuning.step_size[-len(draws.z) :, None]
-    statistics["step_size"] = step_size.expand_as(draws.potential_energy).cpu().numpy()
-    about = _attributes(run, settings, seconds) | {"latent_sites": latent}
+        prior = _sites(target, target.reference.sample(z[..., 0].numel()).view(z.shape))
+    step_size = draws.tuning.step_size[-len(z) :]
+    statistics = statistics_of(draws.potential_energy, draws.info, step_size)
+    about = attributes_of(settings, run.ready, target) | {
+        "sampling_time": seconds,
+        "interrupted": int(draws.interrupted),
+        "batch_steps": draws.batch_steps,
+    }
+    warmup = warmup_of(target, run.ready)
     return inference_data.build(
         posterior, statistics, about, prior=prior, state=run.state, **warmup
     )
+
+
+def posterior_of(target: Target, z: Tensor, include_x: bool) -> Arrays:
+    """Latent sites, and deterministic ones, at unconstrained positions (chain, draw, D)."""
+    posterior = _sites(target, z)
+    if include_x and target.push is not None:
+        posterior |= _numpy(target.push(_on_device(target, z)))
+    return posterior
+
+
+def statistics_of(potential_energy: Tensor, info: Info, step_size: Tensor) -> Arrays:
+    """Sample statistics (chain, draw), with the step size of every chain."""
+    steps = step_size[:, None].expand_as(potential_energy).cpu().numpy()
+    return _statistics(potential_energy, info) | {"step_size": steps}
+
+
+def warmup_of(target: Target, ready: Ready) -> dict[str, Arrays]:
+    """The groups of warm-up, if its draws were kept."""
+    kept = ready.warmed.draws
+    if kept is None or not kept[0].shape[1]:
+        return {}
+    z, energy, info = kept
+    return {
+        "warmup_posterior": _sites(target, z),
+        "warmup_sample_stats": _statistics(energy, info),
+    }
 
 
 def _on_device(target: Target, z: Tensor) -> Tensor:
@@ -68,28 +89,28 @@ def _statistics(potential_energy: Tensor, info: Info) -> Arrays:
     return found | {"lp": (-potential_energy).numpy()}
 
 
-def _attributes(run: Run, settings: Settings, seconds: float) -> dict[str, Attribute]:
-    draws = run.draws
-    chains, _, dim = draws.z.shape
+def attributes_of(settings: Settings, ready: Ready, target: Target) -> dict[str, Attribute]:
+    """What is known when the draws begin."""
+    warmed, chains = ready.warmed, settings.num_chains
+    state, tuning = warmed.position.state, warmed.tuning
     # By chain in Pyro's kernels and by replica; netCDF attributes have one dimension.
-    masses = draws.tuning.inverse_mass_matrix.reshape(-1, dim)[-chains:]
+    masses = tuning.inverse_mass_matrix.reshape(-1, state.z.shape[1])[-chains:]
     found: dict[str, Attribute] = {
-        "sampling_time": seconds,
-        "tuning_steps": settings.warmup_steps if draws.num_warmup_steps.any() else 0,
+        "tuning_steps": settings.warmup_steps if warmed.spent.any() else 0,
         "kernel": kernel_name(settings.kernel),
         "num_chains": chains,
         "beta": settings.beta,
-        "seed": run.seed,
+        "seed": ready.seed,
         "thinning": settings.thinning,
         "inverse_mass_matrix": masses.mean(0).cpu().numpy(),
-        "warmup_gradient_evaluations": float(draws.num_warmup_steps.double().mean()),
-        "interrupted": int(draws.interrupted),
-        "batch_steps": draws.batch_steps,
+        "warmup_gradient_evaluations": float(warmed.spent.double().mean()),
+        "latent_sites": ",".join(_sites(target, state.z[:1])),
     }
-    if draws.tuning.trajectory_length is not None:
-        found["trajectory_length"] = float(draws.tuning.trajectory_length)
-    if run.global_moves is not None:
-        found["global_moves"] = np.array([run.global_moves.num_proposals, run.global_moves.every])
-    if run.ladder is not None:
-        found["tempering"] = np.array([0.0, *run.ladder])
+    if tuning.trajectory_length is not None:
+        found["trajectory_length"] = float(tuning.trajectory_length)
+    if ready.global_moves is not None:
+        moves = ready.global_moves
+        found["global_moves"] = np.array([moves.num_proposals, moves.every])
+    if ready.ladder is not None:
+        found["tempering"] = np.array([0.0, *ready.ladder])
     return found

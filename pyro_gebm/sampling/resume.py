@@ -1,7 +1,7 @@
 """The state of a run, as it travels in an InferenceData, and back."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from pyro_gebm import inference_data
 from pyro_gebm.mcmc import (
     KERNELS,
-    Draws,
     GlobalMoves,
     Kernel,
     KernelState,
@@ -20,27 +19,17 @@ from pyro_gebm.mcmc import (
     Tuning,
     Warmed,
 )
-from pyro_gebm.sampling.settings import Settings
+from pyro_gebm.sampling.ready import Ready
+from pyro_gebm.sampling.settings import Settings, kernel_name
 from pyro_gebm.sampling.target import Target
 
 Arrays = dict[str, NDArray[Any]]
 DEFAULT_CHAINS = 64
 
 
-class Resumed(NamedTuple):
-    """Where an earlier run has ended."""
-
-    warmed: Warmed
-    seed: int
-    global_moves: GlobalMoves | None
-    ladder: tuple[float, ...] | None
-
-
-def save_state(
-    draws: Draws, global_moves: GlobalMoves | None, ladder: tuple[float, ...] | None
-) -> Arrays:
+def save_state(position: Position, ready: Ready) -> Arrays:
     """Position, tuning, and what was chosen on the way."""
-    position, tuning = draws.last, draws.tuning
+    tuning = ready.warmed.tuning
     fields = {
         **position.state._asdict(),
         "step": position.step,
@@ -49,18 +38,19 @@ def save_state(
         "trajectory_length": tuning.trajectory_length,
     }
     found = {name: field.cpu().numpy() for name, field in fields.items() if field is not None}
-    if global_moves is not None:
-        found["global_moves"] = np.array([global_moves.num_proposals, global_moves.every])
-    if ladder is not None:
-        found["ladder"] = np.array(ladder)
+    if ready.global_moves is not None:
+        moves = ready.global_moves
+        found["global_moves"] = np.array([moves.num_proposals, moves.every])
+    if ready.ladder is not None:
+        found["ladder"] = np.array(ready.ladder)
     return found
 
 
-def load_state(resume: Any, target: Target, kernel: str, num_chains: int) -> Resumed:
+def load_state(resume: Any, target: Target, settings: Settings) -> Ready:
     """The state that ``sample`` left in its result.
 
     Raises:
-        ValueError: there is none, or it is of another kernel or another number of chains.
+        ValueError: there is none, or it is of other settings or another model.
     """
     try:
         state: Mapping[str, Any] = inference_data.sampling_state(resume)
@@ -70,28 +60,29 @@ def load_state(resume: Any, target: Target, kernel: str, num_chains: int) -> Res
             f"{type(resume).__name__} without it"
         ) from error
     was, seed = str(resume.attrs["kernel"]), int(resume.attrs["seed"])
-    chains = int(resume.attrs["num_chains"])
-    if was != kernel or chains != num_chains:
+    kernel, chains = kernel_name(settings.kernel), int(resume.attrs["num_chains"])
+    if was != kernel or chains != settings.num_chains:
         raise ValueError(
-            f"resume: expected a run of {kernel} with {num_chains} chains; got one of {was} with "
-            f"{chains}; give the settings of that run"
+            f"resume: expected a run of {kernel} with {settings.num_chains} chains; got one of "
+            f"{was} with {chains}; give the settings of that run"
         )
     tensors = {name: torch.as_tensor(np.array(value)) for name, value in state.items()}
     resumed = _resumed(tensors, target, seed)
-    _check_potential(resumed.warmed.position.state, target, num_chains)
-    return resumed
-
-
-def _check_potential(state: KernelState, target: Target, num_chains: int) -> None:
-    """Refuse another model, other data or another β: U is not what it was."""
-    z, then = state.z[-num_chains:], state.potential_energy[-num_chains:]
-    with torch.no_grad():
-        now = target.potential_fn(z)
-    if not torch.allclose(now, then, rtol=1e-4, atol=1e-4 * float(then.abs().max())):
+    if not same_potential(resumed.warmed.position.state, target, chains):
         raise ValueError(
             "resume: expected the model, data and beta of that run; got a potential that differs "
             "where its chains stand"
         )
+    _check_resumed(settings, resumed)
+    return resumed
+
+
+def same_potential(state: KernelState, target: Target, num_chains: int) -> bool:
+    """Whether U is what it was; not so of another model, other data or another β."""
+    z, then = state.z[-num_chains:], state.potential_energy[-num_chains:]
+    with torch.no_grad():
+        now = target.potential_fn(z)
+    return torch.allclose(now, then, rtol=1e-4, atol=1e-4 * float(then.abs().max()))
 
 
 def resumed_choices(
@@ -107,7 +98,7 @@ def resumed_choices(
     return kernel, num_chains
 
 
-def check_resumed(settings: Settings, resumed: Resumed) -> None:
+def _check_resumed(settings: Settings, resumed: Ready) -> None:
     """Refuse settings that contradict those of the run that is resumed."""
     if settings.seed not in (None, resumed.seed):
         raise ValueError(f"seed: expected None or {resumed.seed}, that of the run that is resumed")
@@ -120,7 +111,7 @@ def check_resumed(settings: Settings, resumed: Resumed) -> None:
         raise ValueError("include_warmup: expected False with resume, which has no warm-up")
 
 
-def _resumed(state: dict[str, Tensor], target: Target, seed: int) -> Resumed:
+def _resumed(state: dict[str, Tensor], target: Target, seed: int) -> Ready:
     device = None if target.like is None else target.like.device
     moved = {name: field.to(device) for name, field in state.items()}
     length = moved.get("trajectory_length")
@@ -131,7 +122,7 @@ def _resumed(state: dict[str, Tensor], target: Target, seed: int) -> Resumed:
     step = moved["step"]
     moves = state.get("global_moves")
     ladder = state.get("ladder")
-    return Resumed(
+    return Ready(
         Warmed(Position(kernel_state, step), tuning, torch.zeros_like(step)),
         seed,
         None if moves is None else GlobalMoves(num_proposals=int(moves[0]), every=int(moves[1])),

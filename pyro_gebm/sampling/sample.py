@@ -3,18 +3,22 @@
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from pyro_gebm import inference_data
 from pyro_gebm.inference_data import InferenceData
 from pyro_gebm.mcmc import GlobalMoves, Kernel, PyroKernel
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling.build import build_target, in_chunks, random_state
-from pyro_gebm.sampling.engine import run_kernel
+from pyro_gebm.sampling.engine import get_ready, run_kernel
 from pyro_gebm.sampling.result import build_result
 from pyro_gebm.sampling.resume import resumed_choices
 from pyro_gebm.sampling.settings import Settings, check_settings
 from pyro_gebm.sampling.start import find_start, given_device
+from pyro_gebm.sampling.stored import run_stored
 from pyro_gebm.sampling.target import InitialParams, Model, quiet_model
 
 
@@ -38,6 +42,8 @@ def sample(
     include_prior: bool = False,
     chunk_size: int | None = None,
     storage_dtype: str | None = None,
+    store: str | Path | None = None,
+    distributed: bool = False,
     resume: InferenceData | None = None,
     **kwargs: Any,
 ) -> InferenceData:
@@ -81,6 +87,21 @@ def sample(
         include_prior: add as many draws from the prior (the base), as the group prior.
         chunk_size: evaluate the potential of so many chains at a time, to save memory.
         storage_dtype: "float16", "float32" or "float64": what positions are stored in.
+        store: a netCDF file such as "draws.nc", to which draws go while they are made, so that
+            few of them are in memory at a time. Until it is whole the file is called
+            draws.nc.unfinished: that is what a killed run leaves, and ``inference_data.load``
+            reads the draws that are there. The result reads values from the file when it is
+            asked for them.
+        distributed: share the chains among the processes of torch.distributed's default group,
+            which all make this same call and get the same result. The first one warms up all
+            chains, which takes as long as alone; each draws whole blocks of 64 chains into a
+            file beside ``store``, where all must be able to read; the first one joins them,
+            shows the bar and warns. However many processes there are, the draws are bit for
+            bit those of one with ``chunk_size=64`` (or the divisor of 64 that is given), on the
+            same device and number of threads. Processes wait for each other after warm-up and
+            at the end, for no longer than the timeout of
+            ``torch.distributed.init_process_group``: give one above the time of warm-up. If one
+            fails, all raise.
         resume: go on where this earlier result ended, with its tuning and noise, in place of
             starts and warm-up: the draws are those that the earlier run would have made next.
             Model and settings must be the same; the kernel's name and ``num_chains`` are taken
@@ -95,6 +116,7 @@ def sample(
 
     Raises:
         ValueError: an argument is out of range, or no start of finite potential was found.
+        RuntimeError: another of the processes has failed.
 
     Warns:
         UserWarning: for each problem that R-hat, ESS, stuck chains, divergences or, for NUTS,
@@ -127,6 +149,8 @@ def sample(
         include_prior,
         chunk_size,
         storage_dtype,
+        store,
+        distributed,
     )
     idata, problems = _sample(model, args, kwargs, settings, initial_params, resume)
     for problem in problems:
@@ -156,9 +180,24 @@ def _sample(
         if settings.include_prior and target.reference is None:
             raise ValueError("include_prior: expected False for a potential, which has no prior")
         target = in_chunks(target, settings.chunk_size)
-        start = None
-        if resume is None:
-            start = find_start(target, initial_params, settings.num_chains)
-        run = run_kernel(settings, target, start, seed, resume, isinstance(model, GEBM))
+        is_gebm = isinstance(model, GEBM)
+
+        def find() -> Tensor | None:
+            if resume is not None:
+                return None
+            return find_start(target, initial_params, settings.num_chains)
+
+        if settings.store is not None:
+            kernel = settings.kernel
+            assert isinstance(kernel, Kernel)
+            return run_stored(
+                settings,
+                kernel,
+                target,
+                lambda: get_ready(settings, kernel, target, find(), seed, resume, is_gebm),
+                device,
+                started,
+            )
+        run = run_kernel(settings, target, find(), seed, resume, is_gebm)
         idata = build_result(run, target, settings, time.perf_counter() - started)
     return idata, [*run.problems, *inference_data.problems(idata)]

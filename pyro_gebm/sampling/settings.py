@@ -1,14 +1,18 @@
 """What ``sample`` was asked for, checked."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from pyro_gebm._checks import check_choice, check_count, check_in_range
 from pyro_gebm.mcmc import HMC, KERNELS, ChEES, GlobalMoves, Kernel, PyroKernel, is_pyro_kernel
+from pyro_gebm.mcmc.random import BLOCK
 from pyro_gebm.model import check_beta
+from pyro_gebm.sampling.destination import check_store
 from pyro_gebm.sampling.ladder import TemperingChoice, check_tempering
+from pyro_gebm.sampling.team import check_team
 
 MANY_CHAINS = 16
 """From here on "auto" takes ChEES, which learns across chains."""
@@ -35,6 +39,8 @@ class Settings(NamedTuple):
     include_prior: bool
     chunk_size: int | None
     storage_dtype: torch.dtype | None
+    store: Path | None
+    distributed: bool
 
 
 def check_settings(
@@ -54,6 +60,8 @@ def check_settings(
     include_prior: bool,
     chunk_size: int | None,
     storage_dtype: str | None,
+    store: str | Path | None,
+    distributed: bool,
 ) -> Settings:
     """The settings, or a ``ValueError`` that names the first that is wrong."""
     many = num_chains if isinstance(num_chains, int) else 0
@@ -62,19 +70,15 @@ def check_settings(
     check_count("num_chains", num_chains)
     check_count("thinning", thinning)
     check_beta(beta)
-    if target_accept_prob is not None:
-        check_in_range("target_accept_prob", target_accept_prob, 0.0, 1.0, open_low=True)
-        if target_accept_prob == 1.0:
-            raise ValueError("target_accept_prob: expected less than 1; got 1.0")
-    if seed is not None:
-        check_count("seed", seed, minimum=0)
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size)
-    if storage_dtype is not None:
-        check_choice("storage_dtype", storage_dtype, DTYPES)
+    _check_optional(target_accept_prob, seed, chunk_size, storage_dtype)
     tempering = _check_crossing(global_moves, tempering)
     if is_pyro_kernel(chosen):
-        _check_pyro(global_moves, tempering, include_warmup)
+        _check_pyro(global_moves, tempering, include_warmup, store is not None)
+    if store is not None and include_prior:
+        raise ValueError("include_prior: expected False with store; draw from the prior itself")
+    if distributed:
+        chunk_size = chunk_size or BLOCK
+        _check_distributed(chosen, num_chains, tempering, chunk_size, store)
     return Settings(
         kernel=chosen,
         num_samples=num_samples,
@@ -92,7 +96,43 @@ def check_settings(
         include_prior=include_prior,
         chunk_size=chunk_size,
         storage_dtype=None if storage_dtype is None else DTYPES[storage_dtype],
+        store=None if store is None else check_store(store),
+        distributed=distributed,
     )
+
+
+def _check_optional(
+    target_accept_prob: float | None,
+    seed: int | None,
+    chunk_size: int | None,
+    storage_dtype: str | None,
+) -> None:
+    if target_accept_prob is not None:
+        check_in_range("target_accept_prob", target_accept_prob, 0.0, 1.0, open_low=True)
+        if target_accept_prob == 1.0:
+            raise ValueError("target_accept_prob: expected less than 1; got 1.0")
+    if seed is not None:
+        check_count("seed", seed, minimum=0)
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size)
+    if storage_dtype is not None:
+        check_choice("storage_dtype", storage_dtype, DTYPES)
+
+
+def _check_distributed(
+    kernel: Kernel | PyroKernel,
+    num_chains: int,
+    tempering: TemperingChoice,
+    chunk_size: int,
+    store: str | Path | None,
+) -> None:
+    if store is None:
+        raise ValueError(
+            "store: expected a path with distributed, on a file system that all processes share; "
+            "got None"
+        )
+    assert isinstance(kernel, Kernel)  # with a store
+    check_team(kernel, num_chains, tempering is not None, chunk_size)
 
 
 def _check_crossing(
@@ -114,12 +154,15 @@ def _check_crossing(
 
 
 def _check_pyro(
-    global_moves: str | GlobalMoves | None, tempering: TemperingChoice, include_warmup: bool
+    global_moves: str | GlobalMoves | None,
+    tempering: TemperingChoice,
+    include_warmup: bool,
+    stored: bool,
 ) -> None:
-    if isinstance(global_moves, GlobalMoves) or tempering is not None or include_warmup:
+    if isinstance(global_moves, GlobalMoves) or tempering is not None or include_warmup or stored:
         raise ValueError(
-            "kernel: expected one of ours for global_moves=, tempering= or include_warmup=; got "
-            "one of Pyro's, which runs as it is"
+            "kernel: expected one of ours for global_moves=, tempering=, include_warmup= or "
+            "store=; got one of Pyro's, which runs as it is"
         )
 
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.reference import Reference
@@ -54,7 +53,7 @@ def quiet_model(model: Model) -> Iterator[None]:
 def gebm_target(model: GEBM, beta: float) -> Target:
     """The latent posterior ν_β of a GEBM; its reference is the base."""
     prior = model.base.latent_prior
-    to_latent, from_latent, log_det = _coordinates(model)
+    to_latent, from_latent, log_det = prior.coordinates()
 
     def potential_fn(u: Tensor) -> Tensor:
         z = to_latent(u)
@@ -81,24 +80,6 @@ def gebm_target(model: GEBM, beta: float) -> Target:
     )
 
 
-_Map: TypeAlias = Callable[[Tensor], Tensor]
-
-
-def _coordinates(model: GEBM) -> tuple[_Map, _Map, Callable[[Tensor, Tensor], Tensor | float]]:
-    """u -> z, z -> u, and log |dz/du| (C,)."""
-    prior = model.base.latent_prior
-    if prior.is_unconstrained:
-        return _identity, _identity, lambda u, z: 0.0
-    transform = biject_to(prior.support)
-
-    def log_det(u: Tensor, z: Tensor) -> Tensor:
-        value: Tensor = transform.log_abs_det_jacobian(u, z)
-        # Element-wise transforms give one term per dimension.
-        return value.sum(-1) if value.ndim == u.ndim else value
-
-    return transform, transform.inv, log_det
-
-
 def potential_target(potential_fn: PotentialFn, beta: float) -> Target:
     """β times a potential given as such; its one site is called z."""
 
@@ -111,7 +92,3 @@ def potential_target(potential_fn: PotentialFn, beta: float) -> Target:
         from_sites=lambda sites: sites["z"],
         shapes={"z": None},
     )
-
-
-def _identity(z: Tensor) -> Tensor:
-    return z

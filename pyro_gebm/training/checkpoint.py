@@ -1,8 +1,5 @@
 """``save`` and ``load``: one file that rebuilds a model, refuses pickles and notices damage."""
 
-import hashlib
-import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +9,12 @@ from torch import nn
 from pyro_gebm.base import Base, Prior, StandardNormal, UniformPrior
 from pyro_gebm.model import GEBM
 from pyro_gebm.nets import Network, NetworkSpec, build
+from pyro_gebm.training import container
+from pyro_gebm.training.container import CheckpointError
 
-MAGIC = b"pyro_gebm checkpoint 1 sha256 "
-"""First bytes of the file; then 64 hexadecimal digits, a line feed, and what torch.save wrote."""
-
-HEADER = len(MAGIC) + 65
+__all__ = ["CheckpointError", "load", "save"]
 
 PARTS = {"generator", "energy", "latent_prior", "state"}
-
-
-class CheckpointError(RuntimeError):
-    """The file is not a whole checkpoint of this package; the message says why."""
 
 
 def save(gebm: GEBM, path: str | Path) -> None:
@@ -37,21 +29,16 @@ def save(gebm: GEBM, path: str | Path) -> None:
         path: the file to write.
 
     Raises:
+        ValueError: the model's state holds more than plain data and tensors.
         OSError: the file cannot be written.
     """
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "generator": _network_spec(gebm.base.generator),
-            "energy": _network_spec(gebm.energy),
-            "latent_prior": _prior_spec(gebm.base.latent_prior),
-            "state": gebm.state_dict(),
-        },
-        buffer,
-    )
-    content = buffer.getvalue()
-    digest = hashlib.sha256(content).hexdigest().encode()
-    _write_whole(Path(path), MAGIC + digest + b"\n" + content)
+    content = {
+        "generator": _network_spec(gebm.base.generator),
+        "energy": _network_spec(gebm.energy),
+        "latent_prior": _prior_spec(gebm.base.latent_prior),
+        "state": gebm.state_dict(),
+    }
+    container.write(path, content, "model")
 
 
 def load(
@@ -92,7 +79,7 @@ def load(
         >>> bool(again.log_density_ratio(x) == gebm.log_density_ratio(x))
         True
     """
-    saved = _read(Path(path))
+    saved = container.read(path, "model", PARTS)
     gebm = GEBM(
         Base(
             _rebuild_network("generator", saved["generator"]) if generator is None else generator,
@@ -108,39 +95,6 @@ def load(
             f"{path}: the networks given do not fit the saved weights: {error}"
         ) from error
     return gebm.to(map_location).eval()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    whole = path.read_bytes()
-    header, content = whole[:HEADER], whole[HEADER:]
-    if not header.startswith(MAGIC) or header[-1:] != b"\n":
-        raise CheckpointError(
-            f"{path}: not a checkpoint written by pyro_gebm.save (pickles are never loaded), or "
-            "damaged at its start"
-        )
-    if hashlib.sha256(content).hexdigest().encode() != header[len(MAGIC) : -1]:
-        raise CheckpointError(f"{path}: damaged (its sha256 does not match); take another copy")
-    try:
-        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # the sum is right, so someone made this on purpose
-        raise CheckpointError(f"{path}: holds more than plain data; none of it was run") from error
-    if not isinstance(saved, dict) or not PARTS.issubset(saved):
-        raise CheckpointError(f"{path}: expected the parts {sorted(PARTS)}; got something else")
-    return saved
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    # Not tempfile: its files can be read by their owner only, and a checkpoint is to be shared.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _network_spec(network: nn.Module) -> tuple[str, dict[str, Any] | None]:

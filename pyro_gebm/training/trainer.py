@@ -1,72 +1,59 @@
-"""The Trainer: energy steps, base steps, and the two phases made of them."""
+"""The Trainer: phases made of energy and base steps, and the state that lets them go on."""
 
-import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple, final
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, final
 
 import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from pyro_gebm.model import GEBM
-from pyro_gebm.objectives import (
-    base_loss_amortized,
-    base_loss_self_normalized,
-    gradient_penalty,
-    importance_ess,
-    kale_bound,
-    log_partition_estimate,
-)
-from pyro_gebm.training.batches import Batch, data_of, endless
+from pyro_gebm.training.average import Average, Best
+from pyro_gebm.training.batches import Batch
 from pyro_gebm.training.config import TrainConfig
+from pyro_gebm.training.descent import DivergenceError, ScheduleFn
+from pyro_gebm.training.guard import Guard, TrainingError
+from pyro_gebm.training.infos import EnergyInfo, Phase, StepInfo
+from pyro_gebm.training.monitor import HeldOut, evaluate, large_sample_log_z
+from pyro_gebm.training.plan import Plan, check_fit, check_same, check_trainable, phase_schedule
+from pyro_gebm.training.processes import processes
+from pyro_gebm.training.rounds import run_round, step_info
+from pyro_gebm.training.source import Source
+from pyro_gebm.training.steps import Steps
 
 LOG_PARTITION_SAMPLES = 8192
 """Base samples of a large-sample log Z."""
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and what was seen."""
-
-
-class EnergyInfo(NamedTuple):
-    """Figures of an energy step, detached scalar tensors."""
-
-    bound: Tensor
-    """F(E, c) of the batch, nats."""
-    penalty: Tensor
-    """E|∇E(x̂)|² of the batch, NaN in steps that leave it out."""
-    importance_ess: Tensor
-    """Effective share of the batch's base samples under the model, in (0, 1]."""
-
-
-class StepInfo(NamedTuple):
-    """Figures of one step of a phase: of its last energy step, and of the base step after it."""
-
-    phase: Literal["alternate", "refit"]
-    step: int
-    """Steps done in this phase, from 1."""
-    total: int
-    """Steps of this phase."""
-    bound: Tensor
-    importance_ess: Tensor
-    log_partition: Tensor
-    """c, nats."""
-    base_loss: Tensor
-    """Loss of the base; NaN in the refit, which has no base steps."""
-
-
 @final
 class Trainer:
-    """Trains a GEBM by KALE (Arbel, Zhou, Gretton 2021, algorithm 1).
+    """Trains a GEBM by KALE (Arbel, Zhou, Gretton 2021, algorithm 1), or as a baseline.
 
     The energy and c maximise F(E, c) = -E_P[E + c] - E_B[exp(-(E + c))] + 1 minus a gradient
     penalty; the base minimises it. Randomness comes from torch's global generator, and the
     model is trained on the device and in the dtype it has.
 
+    A step whose loss or gradient is not finite, or whose energy gap explodes, is not taken:
+    training returns to the last good state, lowers the rates and warns (``config.guard``).
+
+    ``state_dict`` holds all that a new process needs to go on as if never stopped: weights,
+    optimisers, c, averages, schedules, the loader's place, random streams; not the guard's states.
+
+    In an initialised ``torch.distributed`` process group, the processes share each step by
+    torch's ``DistributedDataParallel``: each gives its part of the batch, and ``num_latents`` is
+    divided among them. Seed them alike.
+
     Args:
         gebm: the model, changed in place.
         config: settings.
+        held_out: data (N, ...) to judge by, every ``config.evaluate_every`` steps.
+        lr_schedule: makes a torch schedule of an optimiser's rates, once for each of the two
+            and phase, stepped once a round; ``config.schedule`` if ``None``.
+
+    Raises:
+        ValueError: settings do not fit the model or each other.
 
     Example:
         >>> from torch import nn
@@ -77,45 +64,66 @@ class Trainer:
         ['alternate', 'alternate', 'alternate', 'refit', 'refit']
     """
 
-    def __init__(self, gebm: GEBM, config: TrainConfig | None = None) -> None:
+    def __init__(
+        self,
+        gebm: GEBM,
+        config: TrainConfig | None = None,
+        *,
+        held_out: Tensor | None = None,
+        lr_schedule: ScheduleFn | None = None,
+    ) -> None:
         self.gebm = gebm
         self.config = config or TrainConfig()
-        self._start_optimizers()
-        self._energy_steps_done = 0
+        self._procs = processes()
+        check_fit(gebm, self.config, self._procs, held_out)
+        if self.config.channels_last:
+            gebm.to(memory_format=torch.channels_last)
+        self._held_out, self._lr_schedule = held_out, lr_schedule
+        self._steps = Steps(gebm, self.config, self._procs)
+        self._source = Source(gebm, self.config)
+        self._average: Average | None = None
+        self._guard = Guard(self.config.guard, self._weights, self._restore_weights)
+        self._best = Best(self.config.refit_patience)
+        self._phase: Phase | None = None
+        self._step = 0
 
     def fit(self, loader: Iterable[Batch]) -> Iterator[StepInfo]:
         """Alternate, take over the averaged generator, refit the energy; yields every step.
 
-        The model is put into train mode, the base into eval mode during the refit. The average
-        takes over after the last base step: leave the loop earlier and the raw weights stay.
+        Goes on where an earlier call stopped, in this process or in the one that gave the
+        state; after the end it starts anew. The model is put into train mode, what a phase
+        leaves alone into eval mode. The average takes over after the last base step.
 
         Args:
             loader: batches (B, ...) or (x, ...) tuples; started again when it ends.
 
         Yields:
-            One ``StepInfo`` per base step, then one per refit step.
+            One ``StepInfo`` per step that was taken.
 
         Raises:
             ValueError: the loader is empty, its data do not have the generator's shape, or
-                there are base steps to do and nothing of the generator can be trained.
-            TrainingError: a loss or its gradient is not finite.
+                there is nothing to train.
+            TrainingError: the guard has rolled back too often.
         """
-        if self.config.base_steps and not _trainable(self.gebm.base.generator):
-            raise ValueError(
-                "generator: expected parameters to train; got none that require a gradient; "
-                "use refit_energy(loader), or base_steps=0, to train on a fixed base"
-            )
-        batches = self._batches(loader)
-        yield from self._alternate(batches)
-        if self.config.refit_steps:
-            yield from self._refit(batches)
+        check_trainable(self._steps, ["alternate", "refit"])
+        batches = self._source.open(loader)
+        if self._phase is None:
+            self._begin("alternate")
+        if self._phase == "alternate":
+            yield from self._alternate(batches)
+            self._begin("refit")
+        yield from self._refit(batches)
 
     def refit_energy(self, loader: Iterable[Batch]) -> Iterator[StepInfo]:
         """Refit the energy alone on the frozen base, with the refit's rate and penalty.
 
-        Works on any base, trained here or not. Yields, takes and raises as ``fit`` does.
+        Works on any base, trained here or not. Yields, takes, goes on and raises as ``fit``.
         """
-        yield from self._refit(self._batches(loader))
+        check_trainable(self._steps, ["refit"])
+        batches = self._source.open(loader)
+        if self._phase != "refit":
+            self._begin("refit")
+        yield from self._refit(batches)
 
     def energy_step(self, x: Tensor, *, penalty_weight: float | None = None) -> EnergyInfo:
         """One step of the energy and of c on data ``x`` (B, ...), against as many base samples.
@@ -128,22 +136,8 @@ class Trainer:
             TrainingError: the loss or its gradient is not finite; no parameter was changed.
         """
         weight = self.config.gradient_penalty if penalty_weight is None else penalty_weight
-        fake = self.gebm.base.sample(len(x))
-        energies = self.gebm.evaluate_energy(torch.cat([x, fake]))
-        energy_real, energy_base = energies[: len(x)], energies[len(x) :]
-        bound = kale_bound(
-            energy_real,
-            energy_base,
-            self.gebm.log_partition,
-            linear_from=self.config.linear_from,
-        )
-        loss, penalty = -bound, torch.full_like(bound, torch.nan)
-        if weight > 0 and self._energy_steps_done % self.config.penalty_every == 0:
-            penalty = gradient_penalty(self.gebm.evaluate_energy, x, fake)
-            loss = loss + weight * self.config.penalty_every * penalty
-        self._descend(self._energy_optimizer, loss, "energy")
-        self._energy_steps_done += 1
-        return EnergyInfo(bound.detach(), penalty.detach(), importance_ess(energy_base.detach()))
+        with self._refusing():
+            return self._steps.energy_step(x, weight)
 
     def base_step(self) -> Tensor:
         """One step of the base against the energy as it stands.
@@ -154,146 +148,152 @@ class Trainer:
         Raises:
             TrainingError: the loss or its gradient is not finite; no parameter was changed.
         """
-        z = self.gebm.base.latent_prior.sample(self.config.num_latents)
-        energy = self.gebm.latent_energy(z)
-        if self.config.base_loss == "amortized":
-            loss = base_loss_amortized(
-                energy, self.gebm.log_partition, linear_from=self.config.linear_from
-            )
-        else:
-            loss = base_loss_self_normalized(energy)
-        self._descend(self._base_optimizer, loss, "base")
-        return loss.detach()
+        with self._refusing():
+            return self._steps.base_step()[0]
 
     @torch.no_grad()
     def set_log_partition(self, num_samples: int = LOG_PARTITION_SAMPLES) -> None:
-        """Set c to log Z estimated from ``num_samples`` samples of the base."""
-        z = self.gebm.base.latent_prior.sample(num_samples)
-        with self.gebm.frozen():
-            energy = torch.cat([self.gebm.latent_energy(chunk) for chunk in torch.split(z, 1024)])
-        self.gebm.log_partition.copy_(log_partition_estimate(energy))
+        """Set c to log Z estimated from ``num_samples`` samples of the base.
+
+        Raises:
+            TrainingError: it is not finite; c is as it was.
+        """
+        self.gebm.log_partition.copy_(large_sample_log_z(self.gebm, num_samples, self._procs))
+
+    def averaged(self) -> GEBM:
+        """A copy of the model as sampling wants it: averaged generator, eval mode."""
+        model = copy.deepcopy(self.gebm)
+        if self._average is not None:
+            self._average.give(model.base.generator)
+        return model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides how training goes on, as plain data and tensors, by reference.
+
+        To be taken between two steps of ``fit``, and saved before the next.
+        """
+        return {
+            "config": asdict(self.config),
+            "phase": self._phase,
+            "step": self._step,
+            "gebm": self.gebm.state_dict(),
+            "steps": self._steps.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "guard": self._guard.state_dict(),
+            "best": self._best.state_dict(),
+            "source": self._source.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict`` at the next call of ``fit``, with a loader built as then.
+
+        Raises:
+            ValueError: the state is that of other settings, which are named.
+        """
+        check_same(self.config, state["config"])
+        self._phase, self._step = state["phase"], state["step"]
+        if self._phase is not None:
+            self._start(Plan(self.config, self._phase))
+        self.gebm.load_state_dict(state["gebm"])
+        self._steps.load_state_dict(state["steps"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self._best.load_state_dict(state["best"])
+        self._guard.load_state_dict(state["guard"])
+        self._source.load_state_dict(state["source"])
 
     def _alternate(self, batches: Iterator[Tensor]) -> Iterator[StepInfo]:
-        config, total = self.config, self.config.base_steps
-        # Those of an earlier phase may have ended at rate zero.
-        self._start_optimizers()
-        self.gebm.train()
-        schedules = [
-            self._schedule(self._energy_optimizer, total),
-            self._schedule(self._base_optimizer, total),
-        ]
-        averaged = self._averaged_generator() if config.ema_decay and total else None
-        for step in range(total):
-            fall = config.gradient_penalty_end / config.gradient_penalty
-            weight = config.gradient_penalty * fall ** (step / total)
-            for _ in range(config.energy_steps):
-                energy_info = self.energy_step(next(batches), penalty_weight=weight)
-            loss = self.base_step()
-            if averaged is not None:
-                averaged.update_parameters(self.gebm.base.generator)
-            for schedule in schedules:
-                schedule.step()
-            yield self._info("alternate", step + 1, total, energy_info, loss)
+        yield from self._rounds(batches, Plan(self.config, "alternate"))
+        averaged, self._average = self._average, None
         if averaged is not None:
-            self.gebm.base.generator.load_state_dict(averaged.module.state_dict())
+            averaged.give(self.gebm.base.generator)
+        if averaged is not None or not self._steps.learns_constant:
             self.set_log_partition()
 
-    def _averaged_generator(self) -> AveragedModel:
-        average = get_ema_multi_avg_fn(self.config.ema_decay)  # type: ignore[no-untyped-call]
-        return AveragedModel(self.gebm.base.generator, multi_avg_fn=average, use_buffers=True)
-
     def _refit(self, batches: Iterator[Tensor]) -> Iterator[StepInfo]:
-        # The base as sampling will see it: BatchNorm with its running statistics, left alone.
-        self.gebm.train()
-        self.gebm.base.eval()
         try:
-            yield from self._refit_steps(batches)
+            yield from self._rounds(batches, Plan(self.config, "refit"))
         finally:
             self.gebm.base.train()
+        self._best.give(self.gebm)
+        self._phase = None
+        self._steps.start()
 
-    def _refit_steps(self, batches: Iterator[Tensor]) -> Iterator[StepInfo]:
-        config, total = self.config, self.config.refit_steps
-        # A fixed target wants the usual momentum, and c starts from a good estimate.
-        self._energy_optimizer = self._adam_for_energy(config.refit_lr, 0.9)
-        schedule = self._schedule(self._energy_optimizer, total)
-        self.set_log_partition()
-        for step in range(total):
-            weight = config.refit_gradient_penalty
-            energy_info = self.energy_step(next(batches), penalty_weight=weight)
-            schedule.step()
-            nothing = torch.full_like(energy_info.bound, torch.nan)
-            yield self._info("refit", step + 1, total, energy_info, nothing)
+    def _rounds(self, batches: Iterator[Tensor], plan: Plan) -> Iterator[StepInfo]:
+        plan.set_modes(self.gebm)
+        while self._step < plan.total and not self._best.exhausted:
+            try:
+                info = self._round(batches, plan)
+            except DivergenceError as error:
+                info = None
+                self._steps.lower_rates(self._guard.roll_back(self._seen(error)))
+            self._steps.end_round(with_energy=plan.trains_energy, with_base=plan.trains_base)
+            self._step += 1
+            if info is not None:
+                self._guard.passed()
+                yield info
 
-    def _info(
-        self,
-        phase: Literal["alternate", "refit"],
-        step: int,
-        total: int,
-        energy_info: EnergyInfo,
-        base_loss: Tensor,
-    ) -> StepInfo:
-        c = self.gebm.log_partition.detach().clone()
-        return StepInfo(
-            phase, step, total, energy_info.bound, energy_info.importance_ess, c, base_loss
+    def _round(self, batches: Iterator[Tensor], plan: Plan) -> StepInfo:
+        figures = run_round(self._steps, plan, self._step, batches)
+        if self._average is not None:
+            self._average.update(self.gebm.base.generator)
+        held_out = self._look(plan.total)
+        return step_info(
+            figures, plan, self._step + 1, self._steps, self._guard.rollbacks, held_out
         )
 
-    def _start_optimizers(self) -> None:
-        config = self.config
-        self._energy_optimizer = self._adam_for_energy(config.energy_lr, config.momentum)
-        base: dict[str, Any] = {
-            "params": _trainable(self.gebm.base.generator),
-            "lr": config.base_lr,
-        }
-        self._base_optimizer = self._adam([base], config.momentum)
+    def _look(self, total: int) -> HeldOut | None:
+        """The held-out figures, where it is time for them."""
+        done, every = self._step + 1, self.config.evaluate_every
+        if self._held_out is None or not every or (done % every and done != total):
+            return None
+        figures = evaluate(self.gebm, self._held_out, self.config.evaluation_samples, self._procs)
+        if self._phase == "refit":
+            self._best.see(figures.bound, self.gebm)
+        return figures
 
-    def _adam_for_energy(self, lr: float, momentum: float) -> torch.optim.Optimizer:
-        groups = [
-            {"params": _trainable(self.gebm.energy), "lr": lr},
-            {"params": [self.gebm.log_partition], "lr": self.config.log_partition_lr},
-        ]
-        return self._adam(groups, momentum)
+    def _begin(self, phase: Phase) -> None:
+        if phase == "refit" and self.config.refit_steps:
+            # A fixed target: c starts from a good estimate.
+            self.set_log_partition()
+        elif phase == "alternate" and self.config.log_partition_start:
+            self.set_log_partition(self.config.log_partition_start)
+        self._phase, self._step = phase, 0
+        self._start(Plan(self.config, phase))
+        self._guard.start()
 
-    def _adam(self, groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
-        # Fused: a fifth off the step time of small networks; not every device has it.
-        fused = self.gebm.log_partition.device.type in {"cpu", "cuda"}
-        return torch.optim.Adam(groups, betas=(momentum, 0.99), fused=fused)
+    def _start(self, plan: Plan) -> None:
+        """Optimisers for a phase; those of an earlier one may have ended at rate zero."""
+        schedule = self._lr_schedule or phase_schedule(self.config.schedule, plan.total)
+        self._steps.start_energy(plan.energy_lr, plan.momentum, schedule)
+        self._steps.start_base(schedule)
+        averages = plan.trains_base and self.config.ema_decay > 0 and plan.total > 0
+        generator = self.gebm.base.generator
+        self._average = Average(generator, self.config.ema_decay) if averages else None
+        self._best = Best(self.config.refit_patience)
 
-    def _schedule(self, optimizer: torch.optim.Optimizer, total: int) -> LRScheduler:
-        if self.config.schedule == "cosine":
-            return CosineAnnealingLR(optimizer, max(total, 1))
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    def _weights(self) -> dict[str, Any]:
+        average = None if self._average is None else self._average.state_dict()
+        return {"gebm": self.gebm.state_dict(), "average": average, **self._steps.weights_state()}
 
-    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        # A finite loss can have a gradient that is not; both are looked at in one transfer.
-        sizes = [loss.detach(), *(g.norm() for g in gradients if g is not None)]
-        if not torch.stack(sizes).isfinite().all():
+    def _restore_weights(self, state: dict[str, Any]) -> None:
+        self.gebm.load_state_dict(state["gebm"])
+        self._steps.restore_weights(state)
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        constant = self.gebm.log_partition.detach().clone()  # its closed form comes before a step
+        try:
+            yield
+        except DivergenceError as error:
+            with torch.no_grad():
+                self.gebm.log_partition.copy_(constant)
             raise TrainingError(
-                f"{what}: the loss, {loss.item()}, or its gradient is not finite at energy step "
-                f"{self._energy_steps_done}; lower the learning rates or raise gradient_penalty, "
-                "and check the data"
-            )
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        # The optimiser owns the gradients; the model leaves each step without any.
-        optimizer.zero_grad(set_to_none=True)
+                f"{self._seen(error)}; lower the learning rates or raise gradient_penalty, and "
+                "check the data"
+            ) from error
 
-    def _batches(self, loader: Iterable[Batch]) -> Iterator[Tensor]:
-        """Data without end, as the model's tensors are; the first batch's shape is checked."""
-        like = self.gebm.log_partition
-        data = (data_of(batch).to(like) for batch in endless(loader))
-        first = next(data)
-        with self.gebm.frozen():  # a BatchNorm in train mode refuses a single datum
-            made = self.gebm.base.sample(1)
-        if first.shape[1:] != made.shape[1:]:
-            raise ValueError(
-                f"loader: expected data of the generator's shape {tuple(made.shape[1:])}; got "
-                f"{tuple(first.shape[1:])}"
-            )
-        return itertools.chain([first], data)
-
-
-def _trainable(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+    def _seen(self, error: DivergenceError) -> str:
+        return f"{error} at energy step {self._steps.energy_steps_done}"

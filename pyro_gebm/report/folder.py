@@ -1,10 +1,13 @@
-"""The run folder, its files, and the table of a comparison as text."""
+"""The run folder, its files, and JSON that appears whole or not at all."""
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO, final
+from typing import Any, final
+
+from pyro_gebm.training.checkpoints import remove_checkpoints
+from pyro_gebm.training.container import write_whole
 
 PICTURES = ("samples", "ranks", "energies", "curves")
 """The pictures of an evaluation."""
@@ -14,8 +17,9 @@ PICTURES = ("samples", "ranks", "energies", "curves")
 class RunFolder:
     """A folder that holds everything of one run, under fixed names.
 
-    ``config.json``, ``metrics.jsonl`` (training, a line per logged step), ``gebm.pt``,
-    ``idata.nc``, ``metrics.json`` (scores), and pictures.
+    ``config.json``, ``metrics.jsonl`` (training, a line per logged step), ``checkpoints/`` (of a
+    training that can go on), ``tensorboard/``, ``gebm.pt``, ``idata.nc``, ``metrics.json``
+    (scores), and pictures.
 
     Args:
         path: the folder.
@@ -25,6 +29,8 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.training_log = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
         self.checkpoint = self.path / "gebm.pt"
         self.idata = self.path / "idata.nc"
         self.metrics = self.path / "metrics.json"
@@ -46,6 +52,9 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run left here, so that nothing stale stands beside new files."""
+        remove_checkpoints(self.checkpoints)
+        for events in self.tensorboard.glob("events.out.tfevents.*"):
+            events.unlink(missing_ok=True)
         for product in (self.training_log, self.checkpoint, self.idata, self.metrics):
             product.unlink(missing_ok=True)
         for picture in PICTURES:
@@ -75,33 +84,4 @@ class RunFolder:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON that appears whole or not at all."""
-    temporary = path.with_suffix(path.suffix + ".part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
-
-
-def write_json_line(file: TextIO, record: Mapping[str, Any]) -> None:
-    """Append one record to a ``.jsonl`` file."""
-    file.write(json.dumps(record) + "\n")
-
-
-def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns of equal width: the first to the left, the others to the right.
-
-    Example:
-        >>> print(format_table(["kernel", "R-hat"], [["HMC", "1.002"], ["NUTS", "1.01"]]))
-        kernel  R-hat
-        -------------
-        HMC     1.002
-        NUTS     1.01
-    """
-    table = [list(header), *[list(row) for row in rows]]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())

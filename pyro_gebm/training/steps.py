@@ -1,0 +1,298 @@
+"""The steps of energy and base."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from pyro_gebm.model import GEBM
+from pyro_gebm.objectives import energy_l2, importance_ess, log_partition_estimate
+from pyro_gebm.training.config import TrainConfig
+from pyro_gebm.training.descent import Descent, DivergenceError, ScheduleFn
+from pyro_gebm.training.infos import EnergyInfo
+from pyro_gebm.training.methods import Contrastive, method_of
+from pyro_gebm.training.negatives import ChainLatents, DataChains, PriorLatents
+from pyro_gebm.training.passes import BasePass, Compiler, EnergyPass
+from pyro_gebm.training.processes import Processes
+from pyro_gebm.training.splitting import Part, penalty_points, split
+
+
+class Figures(NamedTuple):
+    """What a part's forward pass gave, without gradient."""
+
+    real: Tensor
+    base: Tensor
+    penalty: Tensor
+    loss: Tensor
+
+
+@final
+class Steps:
+    """Energy steps, base steps and joint ones of a model, and all that they carry on.
+
+    Args:
+        gebm: the model, changed in place.
+        config: settings.
+        procs: the processes that share each step.
+    """
+
+    def __init__(self, gebm: GEBM, config: TrainConfig, procs: Processes) -> None:
+        self.gebm, self.config, self._procs = gebm, config, procs
+        uses = config.chains.use_for if config.chains is not None else "none"
+        self._chained = {"base", "energy"} if uses == "both" else {uses}
+        method = method_of(config)
+        self._energy_method = Contrastive() if "energy" in self._chained else method
+        self._base_method = Contrastive() if "base" in self._chained else method
+        by_gradient = config.log_partition_update == "gradient"
+        self.learns_constant = self._energy_method.learns_constant and by_gradient
+        self._closed_form = not by_gradient and self._energy_method.learns_constant
+        self._prior = PriorLatents(gebm, procs)
+        self._chains = None if config.chains is None else ChainLatents(gebm, config.chains, procs)
+        self._data_chains = DataChains(gebm, config.replay, procs)
+        compiler, learns = Compiler(config.compile), self.learns_constant
+        energy_pass = EnergyPass(gebm, config, compiler, learns_constant=learns)
+        self._energy_pass, self._energies = procs.wrap(energy_pass), energy_pass.energies
+        self._generate = BasePass(gebm, config, compiler)
+        self._base_pass = procs.wrap(self._generate)
+        self.energy_steps_done = 0
+        self._gradients = 0
+        self.start()
+
+    @property
+    def gradients(self) -> int:
+        """Gradients of the energy at single data so far, in parameters or input."""
+        chains = self._chains.gradients if self._chains is not None else 0
+        return self._gradients + chains + self._data_chains.gradients
+
+    def start(self) -> None:
+        """Optimisers for steps outside any phase."""
+        self.start_energy(self.config.energy_lr, self.config.momentum, constant_schedule)
+        self.start_base(constant_schedule)
+
+    def start_energy(self, lr: float, momentum: float, schedule: ScheduleFn) -> None:
+        """Forget the energy's optimiser and begin with another."""
+        groups: list[dict[str, Any]] = [{"params": trainable(self.gebm.energy), "lr": lr}]
+        if self.learns_constant:
+            constant = {"params": [self.gebm.log_partition], "lr": self.config.log_partition_lr}
+            groups.append(constant)
+        scaled = self.config.precision == "float16"
+        self.energy = Descent(groups, momentum, schedule, scaled=scaled)
+
+    def start_base(self, schedule: ScheduleFn) -> None:
+        """Likewise for the base's."""
+        groups = [{"params": trainable(self.gebm.base.generator), "lr": self.config.base_lr}]
+        scaled = self.config.precision == "float16"
+        self.base = Descent(groups, self.config.momentum, schedule, scaled=scaled)
+
+    def energy_step(self, x: Tensor, weight: float) -> EnergyInfo:
+        """One step of the energy (and of c) on data (B, ...), with a penalty of that weight."""
+        self._procs.check_parts(x)
+        self.energy.forget()
+        fake = self._negatives(x)
+        log_z = self._log_z_of_parts(fake)
+        seen = []
+        for part in self._parts(x, fake, weight):
+            with self._procs.sync(self._energy_pass, part.last):
+                loss, figures = self._energy_loss(part, weight, log_z)
+                self.energy.backward(loss * part.share)
+            seen.append(figures)
+        info = self._finish(x, seen)
+        self._procs.agree(self.gebm)
+        return info
+
+    def base_step(self) -> tuple[Tensor, float]:
+        """One step of the base; returns its loss and its gradient's norm."""
+        self.base.forget()
+        num = self.config.num_latents // self._procs.world_size
+        z = self._draw_latents("base", num)
+        log_z = self._log_z_of_latents(z)
+        total = torch.zeros_like(self.gebm.log_partition)
+        parts = z.tensor_split(min(self.config.accumulate, num))
+        for part in parts:
+            share = len(part) / num
+            with self._procs.sync(self._base_pass, part is parts[-1]):
+                loss = self._base_loss(self._base_pass(part), log_z)
+                self.base.backward(loss * share)
+            total = total + loss.detach() * share
+        self._gradients += num * self._procs.world_size
+        total = self._procs.mean(total)
+        self._procs.check_used("generator", self._base_pass)
+        norm = self.base.step("base", total, None, 0.0)
+        self._procs.agree(self.gebm)
+        return total, norm
+
+    def joint_step(self, x: Tensor, weight: float) -> tuple[EnergyInfo, Tensor, float]:
+        """Energy and base from the same draws, forward pass and parameters (one stage)."""
+        self.energy.forget()
+        self.base.forget()
+        fake = self._base_pass(self._draw_latents("base", len(x) * self.config.latents_per_datum))
+        (part,) = self._parts(x, fake, weight)
+        loss, figures = self._energy_loss(part, weight, None)
+        log_z = log_partition_estimate(figures.base.detach())
+        base_loss = self._base_method.base_loss(figures.base, self.gebm.log_partition, log_z)
+        self.energy.backward(loss, retain_graph=True)
+        self.base.backward(base_loss)
+        self._gradients += len(fake)
+        norm = self.base.step("base", base_loss, None, 0.0)
+        return self._finish(x, [figures]), base_loss.detach(), norm
+
+    @torch.no_grad()
+    def _finish(self, x: Tensor, seen: list[Figures]) -> EnergyInfo:
+        """Step down the gradients that the parts left; the figures of the whole."""
+        real, base = (torch.cat([f[i] for f in seen]).detach() for i in (0, 1))
+        shares = [len(figures.real) / len(x) for figures in seen]
+        sums = (
+            sum((f[i].detach() * s for f, s in zip(seen, shares, strict=True)), real.new_zeros(()))
+            for i in (2, 3)
+        )
+        means = torch.stack([real.mean(), base.mean(), *sums])
+        mean_real, mean_base, penalty, loss = self._procs.mean(means).unbind()
+        gap = mean_base - mean_real
+        contrastive = self.config.objective == "contrastive"
+        if "energy" in self._chained:  # then these are no sample of the base
+            base = self._energies(self._generate(self._prior.draw(len(x))))
+        joint = base if contrastive else self._procs.joint(base)
+        log_z = log_partition_estimate(joint)
+        if "energy" in self._chained:
+            self._follow(log_z)
+        self._procs.check_used("energy", self._energy_pass)
+        norm = self.energy.step("energy", loss, gap.abs(), self.config.guard.max_energy_gap)
+        self.energy_steps_done += 1
+        num_base = sum(len(figures.base) for figures in seen)
+        self._gradients += (len(real) + num_base) * self._procs.world_size
+        if contrastive:
+            nothing = torch.full_like(loss, torch.nan)
+            return EnergyInfo(nothing, penalty, nothing, nothing, gap, norm)
+        bound = -loss if self._energy_method.learns_constant else -mean_real - log_z
+        return EnergyInfo(bound, penalty, importance_ess(joint), log_z, gap, norm)
+
+    def _energy_loss(
+        self, part: Part, weight: float, log_z: Tensor | None
+    ) -> tuple[Tensor, Figures]:
+        """What the energy descends on a part of a batch; the part's figures."""
+        method, c = self._energy_method, self.gebm.log_partition
+        points = penalty_points(part, self.config.penalty_points)
+        real, base, penalty = self._energy_pass(part.x, part.fake, points, method.penalty_center)
+        if log_z is None and (method.couples or self._closed_form):
+            log_z = log_partition_estimate(self._procs.joint(base))
+            self._follow(log_z)
+        loss = method.energy_loss(real, base, c, c if log_z is None else log_z)
+        total = loss
+        if points is not None:
+            total = total + weight * self.config.penalty_every * penalty
+            self._gradients += 2 * len(points) * self._procs.world_size
+        if self.config.energy_l2:
+            total = total + self.config.energy_l2 * energy_l2(real, base, c)
+        return total, Figures(real, base, penalty, loss)
+
+    def _base_loss(self, x: Tensor, log_z: Tensor | None) -> Tensor:
+        energy, c = self._energies(x), self.gebm.log_partition
+        if log_z is None and self._base_method.couples_base:
+            log_z = log_partition_estimate(self._procs.joint(energy))
+        return self._base_method.base_loss(energy, c, c if log_z is None else log_z)
+
+    @torch.no_grad()
+    def _negatives(self, x: Tensor) -> Tensor:
+        """What the data are held against: samples of the base, or of the model itself."""
+        if self.config.objective == "contrastive":
+            return self._data_chains.draw(x)
+        z = self._draw_latents("energy", len(x) * self.config.latents_per_datum)
+        parts = z.tensor_split(min(self.config.accumulate, len(x)))
+        return torch.cat([self._generate(part) for part in parts])
+
+    def _draw_latents(self, step: str, num: int) -> Tensor:
+        if self._chains is not None and step in self._chained:
+            return self._chains.draw(num)
+        return self._prior.draw(num)
+
+    def _parts(self, x: Tensor, fake: Tensor, weight: float) -> Iterator[Part]:
+        u = None
+        if weight > 0 and self.energy_steps_done % self.config.penalty_every == 0:
+            num = len(x) * self._procs.world_size
+            u = self._procs.own(torch.rand(num, dtype=x.dtype, device=x.device))
+        return split(x, fake, u, self.config.accumulate)
+
+    @torch.no_grad()
+    def _log_z_of_parts(self, fake: Tensor) -> Tensor | None:
+        """log Z of the whole batch, where its parts need it and cannot know it."""
+        if self.config.accumulate == 1 or not (self._energy_method.couples or self._closed_form):
+            return None
+        parts = fake.tensor_split(min(self.config.accumulate, len(fake)))
+        energies = [self._energies(part) for part in parts]
+        log_z = log_partition_estimate(self._procs.joint(torch.cat(energies)))
+        self._follow(log_z)
+        return log_z
+
+    @torch.no_grad()
+    def _log_z_of_latents(self, z: Tensor) -> Tensor | None:
+        if self.config.accumulate == 1 or not self._base_method.couples_base:
+            return None
+        parts = z.tensor_split(min(self.config.accumulate, len(z)))
+        energies = [self._energies(self._generate(part)) for part in parts]
+        return log_partition_estimate(self._procs.joint(torch.cat(energies)))
+
+    @torch.no_grad()
+    def _follow(self, log_z: Tensor) -> None:
+        """c by its closed form, e^c a running mean of the batches' Z if there is a memory."""
+        if not (self._closed_form or "energy" in self._chained):
+            return
+        if not math.isfinite(float(log_z)):
+            raise DivergenceError(f"energy: log Z of the batch, {log_z:.4g}, is not finite")
+        c, memory = self.gebm.log_partition, self.config.log_partition_memory
+        if memory:
+            log_z = torch.logaddexp(log_z + math.log(1 - memory), c + math.log(memory))
+        c.copy_(log_z)
+
+    def end_round(self, *, with_energy: bool, with_base: bool) -> None:
+        """One step of the schedules of what is trained."""
+        if with_energy:
+            self.energy.end_round()
+        if with_base:
+            self.base.end_round()
+
+    def lower_rates(self, factor: float) -> None:
+        """Multiply all rates, now and to come."""
+        self.energy.lower_rates(factor)
+        self.base.lower_rates(factor)
+
+    def weights_state(self) -> dict[str, Any]:
+        """The optimisers' averages, by reference."""
+        return {"energy": self.energy.weights_state(), "base": self.base.weights_state()}
+
+    def restore_weights(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        self.energy.restore_weights(state["energy"])
+        self.base.restore_weights(state["base"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimisers, schedules, chains and counts, by reference."""
+        return {
+            "energy": self.energy.state_dict(),
+            "base": self.base.state_dict(),
+            "chains": None if self._chains is None else self._chains.state_dict(),
+            "data_chains": self._data_chains.state_dict(),
+            "energy_steps_done": self.energy_steps_done,
+            "gradients": self._gradients,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``; the optimisers must be those of the same phase."""
+        self.energy.load_state_dict(state["energy"])
+        self.base.load_state_dict(state["base"])
+        if self._chains is not None:
+            self._chains.load_state_dict(state["chains"])
+        self._data_chains.load_state_dict(state["data_chains"])
+        self.energy_steps_done = state["energy_steps_done"]
+        self._gradients = state["gradients"]
+
+
+def constant_schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """Rates as they are."""
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that want a gradient."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]

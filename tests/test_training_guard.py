@@ -1,0 +1,314 @@
+"""Steps that diverge: back to the last good state, with lower rates, and an end after three."""
+
+import copy
+import itertools
+import math
+import random
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from training_worker import CLOSED, DATA, DV, SMALL, bits, figures, model, network
+
+import pyro_gebm as pg
+from pyro_gebm.training import ChainsConfig, GuardConfig, ReplayConfig
+
+GAP = 50.0
+BATCHES = DATA.split(8)
+
+
+class Spoilt(nn.Module):
+    """A network that goes wrong when told to."""
+
+    def __init__(self, *sizes, norm=False):
+        super().__init__()
+        self.inner, self.how = network(*sizes, norm=norm), None
+
+    def forward(self, x):
+        y = self.inner(x)
+        if self.how == "value":
+            return y * math.nan
+        if self.how == "gradient":  # infinite, of a finite value
+            return y + (y - y.detach()).sqrt()
+        return y * 1e6 if self.how == "gap" else y
+
+
+WRONG = {
+    "data": r"^energy: the loss, nan, or its gradient is not finite at energy step \d+",
+    "energy value": r"^energy: the loss, nan, or its gradient is not finite at energy step \d+",
+    "energy gradient": r"^energy: the loss, [-\d.]+, or its gradient is not finite at energy",
+    "energy gap": r"^energy: the energy gap, [\d.e+]+ nats, exceeds 50 at energy step \d+",
+    "generator gradient": r"^base: the loss, [-\d.]+, or its gradient is not finite at energy",
+}
+
+
+class Planned:
+    """A training in which chosen batches, counted from 0, go wrong; one batch a round."""
+
+    def __init__(self, plan, *, norm=False, dtype=torch.float64, lr_schedule=None, **settings):
+        self.plan = plan
+        self.gebm = model(lambda: Spoilt(2, 3, norm=norm), lambda: Spoilt(3, 1), dtype)
+        guard = {"snapshot_every": 2, "max_energy_gap": GAP} | settings.pop("guard", {})
+        usual = {"base_steps": 12, "energy_steps": 1, "refit_steps": 0, "penalty_every": 1}
+        config = pg.TrainConfig(**SMALL | usual | settings, guard=GuardConfig(**guard))
+        self.trainer = pg.Trainer(self.gebm, config, lr_schedule=lr_schedule)
+        self.kept, self.warned = {0: self.weights()}, []
+
+    def batches(self):
+        for number in itertools.count():
+            how = self.plan.get(number)
+            part, _, kind = (how or "").partition(" ")
+            self.gebm.energy.how = kind if part == "energy" else None
+            self.gebm.base.generator.how = kind if part == "generator" else None
+            x = BATCHES[number % len(BATCHES)].clone()
+            if how == "data":
+                x[3] = math.nan
+            yield x
+
+    def weights(self):
+        """Weights, buffers, Adam's averages and the running average, as they are now."""
+        state = self.trainer.state_dict()
+        steps = state["steps"]
+        adam = [steps[half]["optimizer"]["state"] for half in ("energy", "base")]
+        return copy.deepcopy([state["gebm"], adam, state["average"]])
+
+    def rates(self):
+        steps = self.trainer.state_dict()["steps"]
+        return [steps[half]["optimizer"]["param_groups"][0]["lr"] for half in ("energy", "base")]
+
+    def fit(self):
+        """Infos; beside them, the weights after each number of good steps and at each warning."""
+
+        def warn(message, *_, **__):
+            if "diverged" in str(message) or "rolled back" in str(message):
+                self.warned.append((str(message), bits(self.weights())))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = warn
+            for info in self.trainer.fit(self.batches()):
+                self.kept[len(self.kept)] = self.weights()
+                yield info
+
+    def good(self, steps):
+        return bits(self.kept[steps])
+
+
+def tensors(state):
+    if isinstance(state, torch.Tensor):
+        return [state]
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else []
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+def assert_finite(weights):
+    found = tensors(weights)
+    assert found and all(tensor.isfinite().all() for tensor in found)
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_training_goes_back_to_the_last_snapshot(how):
+    run = Planned({5: how})
+    infos = list(run.fit())
+    assert [info.step for info in infos] == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
+    assert [info.rollbacks for info in infos] == [0] * 5 + [1] * 6
+    ((message, weights),) = run.warned
+    assert message.endswith("; rolled back to the last good state, with rates multiplied by 0.5")
+    with pytest.raises(AssertionError, match=WRONG[how]):
+        raise AssertionError(message)
+    assert weights == run.good(4)
+    assert weights not in (run.good(5), run.good(3))
+    assert_finite(run.weights())
+
+
+def test_the_second_in_a_row_goes_to_the_snapshot_before():
+    run = Planned({5: "data", 6: "energy gap"})
+    assert len(list(run.fit())) == 10
+    assert [weights for _, weights in run.warned] == [run.good(4), run.good(2)]
+
+
+def test_the_snapshot_that_did_not_help_is_forgotten():
+    # After two rollbacks two good steps make a new snapshot; before it stands the older one.
+    run = Planned({5: "data", 6: "data", 9: "data", 10: "data"})
+    list(run.fit())
+    back = [weights for _, weights in run.warned]
+    assert back == [run.good(4), run.good(2), run.good(7), run.good(2)]
+
+
+def test_good_steps_between_begin_the_count_anew():
+    run = Planned(dict.fromkeys([2, 5, 8, 11, 14, 17], "data"), base_steps=20)
+    infos = list(run.fit())
+    assert infos[-1].rollbacks == 6
+    assert [weights for _, weights in run.warned] == [run.good(n) for n in (2, 4, 6, 8, 10, 12)]
+
+
+@pytest.mark.parametrize(("most", "back_to"), [(1, 4), (2, 2), (3, 2)])
+def test_too_many_in_a_row_end_it_with_what_was_seen(most, back_to):
+    run = Planned({5: "data", 6: "energy gap", 7: "energy value"}, guard={"max_rollbacks": most})
+    with pytest.raises(pg.TrainingError) as raised:
+        list(run.fit())
+    message = str(raised.value)
+    assert message.startswith(f"training diverged {most} times without 2 good steps between: ")
+    assert message.count("at energy step") == most
+    assert ("energy gap" in message) == (most > 1)
+    assert "Lower the learning rates" in message
+    assert len(run.warned) == most - 1
+    assert bits(run.weights()) == run.good(back_to)
+    assert_finite(run.weights())
+
+
+def test_the_first_round_may_go_wrong():
+    run = Planned({0: "data"})
+    infos = list(run.fit())
+    assert infos[0].step == 2 and infos[0].rollbacks == 1
+    expected = run.good(0)[:-1]  # all but the running average, which is not there before
+    assert run.warned[0][1][: len(expected)] == expected
+
+
+def test_a_refit_that_diverges_goes_back_within_the_refit():
+    settings = {"mode": "both", "base_steps": 3, "refit_steps": 6}
+    run = Planned({3: "data", 4: "data"}, **settings)
+    infos = list(run.fit())
+    assert [info.step for info in infos] == [1, 2, 3, 3, 4, 5, 6]
+    base = [bits({k: v for k, v in w[0].items() if "base" in k}) for w in run.kept.values()]
+    assert base[4:] == [base[-1]] * 4  # nothing of the alternation came back
+
+
+# --- rates ------------------------------------------
+
+
+def cosine(rate, total):
+    return [rate * (1 + math.cos(math.pi * step / total)) / 2 for step in range(total + 1)]
+
+
+def warming(optimizer):
+    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=6)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, fall], milestones=[6])
+
+
+def one_cycle(optimizer):
+    highest = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=14)
+
+
+def by_a_function(optimizer):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+
+
+def of_torch(schedule, rate, total):
+    """The rates of a torch schedule alone."""
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=rate)
+    made, rates = schedule(optimizer), [optimizer.param_groups[0]["lr"]]
+    for _ in range(total):
+        optimizer.step()
+        made.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+SCHEDULES = {
+    "cosine": ({"schedule": "cosine"}, cosine),
+    "constant": ({"schedule": "constant"}, lambda rate, total: [rate] * (total + 1)),
+}
+for _schedule in (warming, one_cycle, by_a_function):
+    _rates = of_torch.__get__(_schedule)
+    SCHEDULES[_schedule.__name__] = ({"lr_schedule": _schedule}, _rates)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_rates_are_lowered_and_stay_so(name):
+    settings, schedule = SCHEDULES[name]
+    run = Planned({3: "data", 7: "energy gap"}, guard={"rate_factor": 0.25}, **settings)
+    energy, base = (schedule(SMALL[rate], 12) for rate in ("energy_lr", "base_lr"))
+    for info in run.fit():
+        factor = 0.25**info.rollbacks
+        expected = [energy[info.step] * factor, base[info.step] * factor]
+        assert run.rates() == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert info.rollbacks == 2
+
+
+# --- no other trace ------------------------------------------
+
+
+def test_gradients_that_someone_left_are_none_of_a_step():
+    run, other = Planned({}), Planned({})
+    for parameter in run.gebm.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan)
+    told = [[bits(figures(info)) for info in chosen.fit()] for chosen in map(seeded, (run, other))]
+    assert told[0] == told[1]
+
+
+def seeded(run):
+    torch.manual_seed(3)
+    return run
+
+
+def test_a_joint_step_that_is_left_in_the_middle_leaves_no_gradient():
+    run = Planned({5: "generator gradient"}, update="joint")
+    infos = list(run.fit())
+    assert infos[-1].rollbacks == 1 and len(infos) == 11
+
+
+@pytest.mark.parametrize("how", ["value", "gradient", "gap"])
+def test_a_refused_step_leaves_the_closed_form_constant(how):
+    run = Planned({}, **CLOSED)
+    trainer, gebm = run.trainer, run.gebm
+    trainer.energy_step(BATCHES[0])
+    before = bits(gebm.state_dict())
+    gebm.energy.how = how
+    with pytest.raises(pg.TrainingError):
+        trainer.energy_step(BATCHES[1])
+    assert bits(gebm.state_dict()) == before
+
+
+@pytest.mark.parametrize("phase", ["alternate", "refit"])
+def test_a_constant_that_is_not_finite_is_refused(phase):
+    run = Planned({}, log_partition_start=64, refit_steps=3)
+    run.gebm.energy.how = "value"
+    run.batches = lambda: iter([BATCHES[0]])  # which leaves the network as it is
+    fit = run.trainer.fit if phase == "alternate" else run.trainer.refit_energy
+    before = bits(run.weights())
+    for _ in range(2):  # nor has the phase begun
+        with pytest.raises(pg.TrainingError, match=r"log Z of .* samples of the base, nan, is not"):
+            next(fit(BATCHES))
+        assert bits(run.weights()) == before
+
+
+# --- fuzz ------------------------------------------
+
+
+FUZZED = {
+    "kale": {},
+    "no floor": {"linear_from": math.inf, "base_loss": "amortized"},
+    "donsker_varadhan": DV | {"accumulate": 2},
+    "closed form": CLOSED | {"schedule": "constant"},
+    "gan": {"objective": "gan"},
+    "contrastive": {
+        "objective": "contrastive",
+        "mode": "energy",
+        "replay": ReplayConfig(size=40, steps=2),
+    },
+    "chains": {"chains": ChainsConfig(steps=1, use_for="both", persistent=True)},
+    "joint": {"update": "joint"},
+    "batch norm": {"norm": True},
+    "float16": {"dtype": torch.float32, "precision": "float16"},
+}
+
+
+@pytest.mark.parametrize("kind", FUZZED)
+@pytest.mark.parametrize("seed", range(4))
+def test_no_parameter_is_ever_not_finite(kind, seed):
+    choose = random.Random(seed)
+    numbers = [number for number in range(40) if choose.random() < 0.2]
+    plan = {number: choose.choice(list(WRONG)) for number in numbers}
+    settings = {"base_steps": 14, "refit_steps": 8, "energy_steps": 2, **FUZZED[kind]}
+    run = Planned(plan, guard={"max_rollbacks": 4}, **settings)
+    try:
+        for _ in run.fit():
+            assert_finite(run.weights())
+    except pg.TrainingError as error:
+        assert "at energy step" in str(error) or "log Z" in str(error)
+    assert run.warned, "nothing went wrong"
+    assert_finite(run.weights())
