@@ -23,10 +23,9 @@ from pyro_gebm.inference_data.diagnostics import suspects
 from pyro_gebm.mcmc import draws as draws_module
 
 JUMPS = pg.GlobalMoves(num_proposals=3, every=2)
-# More than 64 chains, and more draws than are handed on together: 64 in step, 256 freely.
 KINDS = {
-    "HMC, jumps": {"kernel": "HMC", "global_moves": JUMPS, "num_samples": 150},
-    "NUTS": {"kernel": "NUTS", "num_samples": 300},
+    "HMC, jumps": {"kernel": "HMC", "global_moves": JUMPS},
+    "NUTS": {"kernel": "NUTS"},
     "NUTS, jumps, thinned": {"kernel": "NUTS", "global_moves": JUMPS, "thinning": 2},
     "ChEES": {"kernel": "ChEES"},
     "Kinetic": {"kernel": "Kinetic"},
@@ -58,6 +57,14 @@ def assert_same(one, other):
             assert np.array_equal(mine.attrs[name], yours.attrs[name]), name
 
 
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Draws that are handed on by 16, in step and freely, so that short runs have many pieces."""
+    monkeypatch.setattr(draws_module, "FLUSH", 16)
+    monkeypatch.setattr(draws_module, "WINDOW", 16)
+
+
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_run_in_memory_and_the_one_on_disk_are_one(kind, tmp_path):
     settings = {**SMALL, **KINDS[kind], "include_x": True, "include_warmup": True}
@@ -78,12 +85,11 @@ def model(y):
 
 @pytest.mark.parametrize("dtype", [None, "float16", "float64"])
 def test_sites_of_a_pyro_model(dtype, tmp_path):
-    y = torch.tensor([0.3, -0.4])
     settings = {"kernel": "NUTS", "storage_dtype": dtype, "include_x": True, **SMALL}
-    settings = {**settings, "num_samples": 20, "num_chains": 3}
-    stored = quiet_sample(model, y, store=str(tmp_path / "a.nc"), **settings)
+    settings = {**settings, "num_samples": 20, "num_chains": 3, "y": torch.tensor([0.3, -0.4])}
+    stored = quiet_sample(model, store=str(tmp_path / "a.nc"), **settings)
     # A file that was saved, too, widens 16-bit floats.
-    inference_data.save(quiet_sample(model, y, **settings), tmp_path / "b.nc")
+    inference_data.save(quiet_sample(model, **settings), tmp_path / "b.nc")
     assert set(inference_data.names(stored, "posterior")) == {"scale", "mean", "ratio"}
     assert_same(stored, inference_data.load(tmp_path / "b.nc"))
 
@@ -188,6 +194,7 @@ def assert_prefix(part, whole, least=1):
     return done
 
 
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("kernel", ["HMC", "NUTS"])
 def test_the_file_can_be_read_at_any_time(kernel, tmp_path, monkeypatch):
     # What is in the file when its writer is killed is what a copy holds at that moment.
@@ -200,8 +207,6 @@ def test_the_file_can_be_read_at_any_time(kernel, tmp_path, monkeypatch):
         honest(self, *args)
 
     monkeypatch.setattr(Store, "_put", put)
-    monkeypatch.setattr(draws_module, "WINDOW", 16)
-    monkeypatch.setattr(draws_module, "FLUSH", 16)
     settings = {"kernel": kernel, "num_chains": 5, "warmup_steps": 10, "num_samples": 150}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -269,10 +274,11 @@ def test_after_ctrl_c(kernel, fail_after, tmp_path):
     assert np.array_equal(np.concatenate([draws_of(part), draws_of(rest)], 1), draws_of(whole))
 
 
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("kernel", ["NUTS", "HMC"])
 @pytest.mark.parametrize("fail_at", [1, 5, 30, 61])
 def test_ctrl_c_while_the_file_is_written(kernel, fail_at, tmp_path, monkeypatch):
-    settings = {"kernel": kernel, "num_chains": 3, "warmup_steps": 10, "num_samples": 300}
+    settings = {"kernel": kernel, "num_chains": 3, "warmup_steps": 10, "num_samples": 120}
     whole = quiet_sample(small_gebm(), **settings)
     honest, calls = Store._put, [0]
 
@@ -285,7 +291,7 @@ def test_ctrl_c_while_the_file_is_written(kernel, fail_at, tmp_path, monkeypatch
     monkeypatch.setattr(Store, "_put", put)
     part = quiet_sample(small_gebm(), store=tmp_path / "a.nc", **settings)
     done = assert_prefix(part, whole)
-    rest = quiet_sample(small_gebm(), resume=part, **settings | {"num_samples": 300 - done})
+    rest = quiet_sample(small_gebm(), resume=part, **settings | {"num_samples": 120 - done})
     assert np.array_equal(np.concatenate([draws_of(part), draws_of(rest)], 1), draws_of(whole))
 
 

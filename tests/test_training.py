@@ -138,6 +138,31 @@ def test_a_step_touches_only_its_own_half_and_leaves_no_gradient(which, base_los
     assert all(p.grad is None for p in own)
 
 
+@pytest.mark.parametrize("which", ["energy", "base"])
+def test_gradients_that_someone_left_behind_do_not_count(which):
+    trainer, twin = pair()
+    other = pg.Trainer(twin, trainer.config)
+    for parameter in twin.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    for chosen in (trainer, other):
+        torch.manual_seed(1)
+        chosen.energy_step(torch.ones(8, 3).double()) if which == "energy" else chosen.base_step()
+    assert same(trainer.gebm.state_dict(), twin.state_dict())
+
+
+def test_what_is_frozen_on_the_way_stays_as_it_is_from_then_on():
+    trainer, _ = pair()
+    layers = [trainer.gebm.energy[0], trainer.gebm.base.generator[0]]
+    for layer in layers:
+        layer.requires_grad_(False)
+    before = snapshot(trainer.gebm)
+    trainer.energy_step(torch.randn(8, 3).double())
+    trainer.base_step()
+    after = trainer.gebm.state_dict()
+    stayed = {name for name in before if torch.equal(before[name], after[name])}
+    assert stayed == {name for name in before if ".0." in name}
+
+
 @pytest.mark.parametrize(("which", "base_loss"), HALVES)
 @pytest.mark.parametrize("spoil", ["value", "gradient"])
 def test_a_step_that_is_not_finite_is_refused_and_leaves_no_trace(which, spoil, base_loss):

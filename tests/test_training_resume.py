@@ -47,9 +47,9 @@ def spoilt():
 
 
 def overflowing():
-    """One batch so large that a float16 gradient is infinite, and the scale of the loss falls."""
+    """One batch so large that its float16 gradient is infinite, unless the loss's scale falls."""
     batches = list(DATA.split(8))
-    batches[1] = 100 * batches[1]
+    batches[1] = 3 * batches[1]
     return batches
 
 

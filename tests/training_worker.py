@@ -59,13 +59,6 @@ def model(generator=lambda: network(2, 3), energy=lambda: network(3, 1), dtype=t
     return pg.GEBM(pg.Base(generator(), pg.StandardNormal(2)), energy()).to(dtype)
 
 
-def frozen():
-    gebm = model()
-    for layer in (gebm.base.generator[0], gebm.energy[0]):
-        layer.requires_grad_(False)
-    return gebm
-
-
 class Unused(nn.Module):
     """A network with a layer that it never asks."""
 
@@ -98,6 +91,8 @@ class Scenario(NamedTuple):
     build: object = model
     spoilt: tuple = ()
     """Batches with a NaN in the last datum, which the last process has."""
+    freeze: tuple = ()
+    """First layers frozen before the trainer is made, and before it trains; if not empty."""
     uneven: bool = False
     """The last process has fewer data."""
 
@@ -136,7 +131,9 @@ SCENARIOS = {
     "more parts than data": Scenario(DV | {"accumulate": 9}, without_constant),
     "base alone": Scenario({"mode": "base"}),
     "energy alone": Scenario({"mode": "energy", "refit_patience": 1}),
-    "frozen layers": Scenario({"accumulate": 2}, frozen),
+    "frozen layers": Scenario({"accumulate": 2}, freeze=(True, True)),
+    "frozen later": Scenario({}, freeze=(False, True)),
+    "thawed later": Scenario({}, freeze=(True, False)),
     "spectral norm": Scenario({}, spectral),
     "not a number": Scenario({}, spoilt=(3, 9)),
 }
@@ -152,11 +149,19 @@ def run(scenario, procs):
         loader = spoilt_batches(scenario.spoilt, procs)
     if scenario.uneven:
         loader = [DATA[: 4 - procs.rank]]
+    before, after = scenario.freeze or (False, False)
+    freeze(gebm, before)
     trainer = pg.Trainer(gebm, config, held_out=DATA[:20])
+    freeze(gebm, after)
     torch.manual_seed(3)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "energy: the loss")
         return trainer, list(trainer.fit(loader))
+
+
+def freeze(gebm, frozen):
+    for network in (gebm.base.generator, gebm.energy):
+        next(network.children()).requires_grad_(not frozen)
 
 
 def spoilt_batches(which, procs):

@@ -34,7 +34,8 @@ class TrainConfig:
         boost_every: base steps from one such boost to the next; 0 for one at the start only.
         num_latents: latents per base step.
         latents_per_datum: latents per datum of an energy step.
-        mode: "both", or "energy" on a frozen base, or "base" under a frozen energy.
+        mode: of the alternation: "both", or "energy" on a frozen base, or "base" under a frozen
+            energy. The refit trains the energy in any.
         update: "alternating", or "joint": the base's step shares the draws, the forward pass
             and the parameters of the last energy step before it (one stage).
         objective: "kale" (F with the learned c), "donsker_varadhan" (log Z of the batch), or a

@@ -52,10 +52,9 @@ class Steps:
         self._chains = None if config.chains is None else ChainLatents(gebm, config.chains, procs)
         self._data_chains = DataChains(gebm, config.replay, procs)
         compiler, learns = Compiler(config.compile), self.learns_constant
-        energy_pass = EnergyPass(gebm, config, compiler, learns_constant=learns)
-        self._energy_pass, self._energies = procs.wrap(energy_pass), energy_pass.energies
+        self._evaluate = EnergyPass(gebm, config, compiler, learns_constant=learns)
+        self._energies = self._evaluate.energies
         self._generate = BasePass(gebm, config, compiler)
-        self._base_pass = procs.wrap(self._generate)
         self.energy_steps_done = 0
         self._gradients = 0
         self.start()
@@ -79,12 +78,14 @@ class Steps:
             groups.append(constant)
         scaled = self.config.precision == "float16"
         self.energy = Descent(groups, momentum, schedule, scaled=scaled)
+        self._energy_pass = self._procs.wrap(self._evaluate)
 
     def start_base(self, schedule: ScheduleFn) -> None:
         """Likewise for the base's."""
         groups = [{"params": trainable(self.gebm.base.generator), "lr": self.config.base_lr}]
         scaled = self.config.precision == "float16"
         self.base = Descent(groups, self.config.momentum, schedule, scaled=scaled)
+        self._base_pass = self._procs.wrap(self._generate)
 
     def energy_step(self, x: Tensor, weight: float) -> EnergyInfo:
         """One step of the energy (and of c) on data (B, ...), with a penalty of that weight."""
