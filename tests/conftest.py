@@ -1,5 +1,7 @@
 """Settings of the whole suite."""
 
+import signal
+
 import pytest
 import torch
 
@@ -12,3 +14,8 @@ collect_ignore_glob = ["benchmarks/*"]  # they need libraries that the tests do 
 @pytest.fixture(autouse=True)
 def _fixed_global_seed() -> None:
     torch.manual_seed(0)
+
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some of them send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

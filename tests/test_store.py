@@ -1,8 +1,6 @@
 """Draws that go to a file while they are made: the same run, in bounded memory, come what may."""
 
 import json
-import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -33,6 +31,10 @@ KINDS = {
 }
 SMALL = {"num_chains": 66, "num_samples": 40, "warmup_steps": 10}
 TIMES = {"created_at", "sampling_time"}
+
+
+def names(folder):
+    return [path.name for path in folder.iterdir()]
 
 
 def groups_of(idata):
@@ -73,7 +75,7 @@ def test_the_run_in_memory_and_the_one_on_disk_are_one(kind, tmp_path):
     assert_same(stored, in_memory)
     assert_same(inference_data.load(tmp_path / "draws.nc"), in_memory)
     assert 0 < stored.attrs["sampling_time"] < 1000
-    assert os.listdir(tmp_path) == ["draws.nc"]
+    assert names(tmp_path) == ["draws.nc"]
 
 
 def model(y):
@@ -122,13 +124,17 @@ def test_resuming_from_the_file_and_into_it(tmp_path):
 
 
 MEMORY = """
-import json, resource, sys, tempfile, warnings
+import json, pathlib, tempfile, warnings
 import torch
 import pyro_gebm as pg
 
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")
-dim, most = 500, lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+dim = 500
+
+def most():  # not getrusage's, which a child inherits from its parent
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 def run(num_samples, **more):
     pg.sample(
@@ -153,6 +159,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_memory_is_bounded():
     told = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, check=True)
     stored, in_memory = json.loads(told.stdout)
@@ -246,7 +253,7 @@ def test_a_killed_run(kernel, call, flushed, tmp_path):
     path = tmp_path / "draws.nc"
     script = [sys.executable, "-c", KILLED, kernel, str(path), str(call)]
     assert subprocess.run(script, check=False).returncode == -signal.SIGKILL
-    assert os.listdir(tmp_path) == ["draws.nc.unfinished"]
+    assert names(tmp_path) == ["draws.nc.unfinished"]
     start = torch.randn(4, 2, generator=rng())
     settings = {"initial_params": start, "num_chains": 4, "num_samples": 1000, "warmup_steps": 10}
     whole = quiet_sample(normal, kernel=kernel, **settings)
@@ -268,7 +275,7 @@ def test_after_ctrl_c(kernel, fail_after, tmp_path):
     about = {"store": tmp_path / "a.nc", "num_samples": 500, "initial_params": start}
     part = quiet_sample(potential, **settings, **about)
     done = assert_prefix(part, whole)
-    assert done < 500 and os.listdir(tmp_path) == ["a.nc"]
+    assert done < 500 and names(tmp_path) == ["a.nc"]
     assert part.attrs["batch_steps"] <= whole.attrs["batch_steps"]
     rest = quiet_sample(gumbel, num_samples=500 - done, resume=part, **settings)
     assert np.array_equal(np.concatenate([draws_of(part), draws_of(rest)], 1), draws_of(whole))
@@ -301,7 +308,7 @@ def test_ctrl_c_before_the_first_draw_leaves_nothing(tmp_path):
         quiet_sample(
             potential, initial_params=torch.zeros(3, 2), store=tmp_path / "a.nc", num_chains=3
         )
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_an_error_leaves_what_was_written(tmp_path):
@@ -328,7 +335,7 @@ def test_an_error_leaves_what_was_written(tmp_path):
 def test_what_cannot_be_stored_is_refused(more, told, tmp_path):
     with pytest.raises(ValueError, match=told):
         quiet_sample(small_gebm(), **{"store": tmp_path / "a.nc", **SMALL, **more})
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_only_what_belongs_to_the_store_is_in_its_way(tmp_path):
@@ -348,7 +355,7 @@ def badly_mixed(dims):
     z[5] = z[5, :1]
     energy = np.random.default_rng(1).normal(size=(6, 2000)).cumsum(1)
     flags = np.zeros((6, 2000), dtype=bool)
-    flags[0, ::4] = True
+    flags[0, -500:] = True  # no stride meets more of them than there are
     accept = np.full((6, 2000), 0.8)
     stats = {"diverging": flags, "accept_prob": accept, "hamiltonian": energy}
     stats |= {"reached_max_treedepth": flags, "tree_depth": flags.astype(np.int64)}
@@ -371,7 +378,7 @@ def test_checks_of_a_large_run_read_little_and_see_as_much(dims):
     told, all_told = (inference_data.problems(each) for each in (some, idata))
     assert [text[:20] for text in told] == [text[:20] for text in all_told]
     assert f"z[{dims // 2}]" in "".join(inference_data.names(some, "posterior")) or dims == 3
-    assert "25.00% of the transitions diverged" in " ".join(told) or dims == 3
+    assert "4.17% of the transitions diverged" in " ".join(told)
     # The names are those that the other checks use.
     assert dims == 3 or set(inference_data.names(some, "posterior")) <= {
         f"z[{place}]" for place in range(dims)
@@ -395,9 +402,8 @@ def test_the_disk_holds_what_is_written(tmp_path):
     store.close()
     status = (tmp_path / "a.nc.unfinished").stat()
     # Room for 800 MB of draws is kept, of which none is taken but the marks of what is missing.
-    assert status.st_size > 8e8 > 1e7 > status.st_blocks * 512
+    assert status.st_size > 8e8 and status.st_blocks * 512 < 1e7
     assert draws_of(inference_data.load(tmp_path / "a.nc.unfinished")).shape == (4, 64, 500)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
 
 
 def test_what_is_counted(tmp_path):

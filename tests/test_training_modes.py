@@ -230,9 +230,12 @@ def test_joint_steps_are_the_hand_written_ones(objective, base_loss):
 # --- draws, penalties, rates ------------------------------------------
 
 
-def test_several_latents_per_datum_and_all_the_extras_are_the_hand_written_ones():
-    # Interpolates pair each datum with the first of its samples; E + c is drawn to zero.
+@pytest.mark.parametrize("update", ["gradient", "closed_form"])
+def test_several_latents_per_datum_and_all_the_extras_are_the_hand_written_ones(update):
+    # Interpolates pair each datum with the first of its samples; E + c is drawn to zero, or E
+    # itself where c follows it.
     settings = {"latents_per_datum": 3, "energy_l2": 0.2, "penalty_points": "both"}
+    settings["log_partition_update"] = update
     trainer, twin = pair(**settings, gradient_penalty=0.7, penalty_every=1)
     energy, c, adam, x = twin.energy, twin.log_partition, adam_of_energy(twin), data()
     for step in range(4):
@@ -242,7 +245,12 @@ def test_several_latents_per_datum_and_all_the_extras_are_the_hand_written_ones(
         u = torch.rand(16, 1, dtype=x.dtype)
         points = torch.cat([u * x + (1 - u) * samples[::3], x])
         penalty = penalty_at(energy, points)
-        squares = ((real + c).square().mean() + (fake + c).square().mean()) / 2
+        if update == "closed_form":
+            with torch.no_grad():
+                c.copy_((-fake).exp().mean().log())
+            c.requires_grad_(False)
+        pulled = [part + c if update == "gradient" else part for part in (real, fake)]
+        squares = (pulled[0].square().mean() + pulled[1].square().mean()) / 2
         bound = bound_of(real, fake, c)
         descend(adam, -bound + 0.7 * penalty + 0.2 * squares)
         torch.manual_seed(step)

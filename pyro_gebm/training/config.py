@@ -59,7 +59,8 @@ class TrainConfig:
         penalty_every: energy steps per evaluation of the penalty, whose weight is
             multiplied by it.
         penalty_points: where: "interpolates" between data and base, "data" (R1), or "both".
-        energy_l2: weight of the mean square of E + c over data and base.
+        energy_l2: weight of the mean square over data and base, of E + c, or of E alone where
+            c has no gradient.
         linear_from: exponent from which exp goes on linearly in the bound (nats), so that
             gradients stay finite; inf for never.
         ema_decay: decay of the running average of the generator's weights, which takes the

@@ -55,6 +55,7 @@ class Steps:
         self._evaluate = EnergyPass(gebm, config, compiler, learns_constant=learns)
         self._energies = self._evaluate.energies
         self._generate = BasePass(gebm, config, compiler)
+        self._scaled = config.precision == "float16"
         self.energy_steps_done = 0
         self._gradients = 0
         self.start()
@@ -74,17 +75,14 @@ class Steps:
         """Forget the energy's optimiser and begin with another."""
         groups: list[dict[str, Any]] = [{"params": trainable(self.gebm.energy), "lr": lr}]
         if self.learns_constant:
-            constant = {"params": [self.gebm.log_partition], "lr": self.config.log_partition_lr}
-            groups.append(constant)
-        scaled = self.config.precision == "float16"
-        self.energy = Descent(groups, momentum, schedule, scaled=scaled)
+            groups.append({"params": [self.gebm.log_partition], "lr": self.config.log_partition_lr})
+        self.energy = Descent(groups, momentum, schedule, scaled=self._scaled)
         self._energy_pass = self._procs.wrap(self._evaluate)
 
     def start_base(self, schedule: ScheduleFn) -> None:
         """Likewise for the base's."""
         groups = [{"params": trainable(self.gebm.base.generator), "lr": self.config.base_lr}]
-        scaled = self.config.precision == "float16"
-        self.base = Descent(groups, self.config.momentum, schedule, scaled=scaled)
+        self.base = Descent(groups, self.config.momentum, schedule, scaled=self._scaled)
         self._base_pass = self._procs.wrap(self._generate)
 
     def energy_step(self, x: Tensor, weight: float) -> EnergyInfo:
@@ -185,7 +183,9 @@ class Steps:
             total = total + weight * self.config.penalty_every * penalty
             self._gradients += 2 * len(points) * self._procs.world_size
         if self.config.energy_l2:
-            total = total + self.config.energy_l2 * energy_l2(real, base, c)
+            # Held to a c that follows it, the energy's constant would run away from it for ever.
+            constant = c if self.learns_constant else 0.0
+            total = total + self.config.energy_l2 * energy_l2(real, base, constant)
         return total, Figures(real, base, penalty, loss)
 
     def _base_loss(self, x: Tensor, log_z: Tensor | None) -> Tensor:
