@@ -1,38 +1,17 @@
 """Steps that diverge: back to the last good state, with lower rates, and an end after three."""
 
-import copy
-import itertools
 import math
 import random
-import warnings
+import re
 
 import pytest
 import torch
+from planned_training import BATCHES, Planned
 from torch import nn
-from training_worker import CLOSED, DATA, DV, SMALL, bits, figures, model, network
+from training_worker import CLOSED, DV, SMALL, bits, figures
 
 import pyro_gebm as pg
-from pyro_gebm.training import ChainsConfig, GuardConfig, ReplayConfig
-
-GAP = 50.0
-BATCHES = DATA.split(8)
-
-
-class Spoilt(nn.Module):
-    """A network that goes wrong when told to."""
-
-    def __init__(self, *sizes, norm=False):
-        super().__init__()
-        self.inner, self.how = network(*sizes, norm=norm), None
-
-    def forward(self, x):
-        y = self.inner(x)
-        if self.how == "value":  # of a finite gradient
-            return y - math.inf
-        if self.how == "gradient":  # infinite, of a finite value
-            return y + (y - y.detach()).sqrt()
-        return y * 1e6 if self.how == "gap" else y
-
+from pyro_gebm.training import ChainsConfig, ReplayConfig
 
 WRONG = {
     "data": r"^energy: the loss, nan, or its gradient is not finite at energy step \d+",
@@ -41,58 +20,6 @@ WRONG = {
     "energy gap": r"^energy: the energy gap, [\d.e+]+ nats, exceeds 50 at energy step \d+",
     "generator gradient": r"^base: the loss, [-\d.]+, or its gradient is not finite at energy",
 }
-
-
-class Planned:
-    """A training in which chosen batches, counted from 0, go wrong; one batch a round."""
-
-    def __init__(self, plan, *, norm=False, dtype=torch.float64, lr_schedule=None, **settings):
-        self.plan = plan
-        self.gebm = model(lambda: Spoilt(2, 3, norm=norm), lambda: Spoilt(3, 1), dtype)
-        guard = {"snapshot_every": 2, "max_energy_gap": GAP} | settings.pop("guard", {})
-        usual = {"base_steps": 12, "energy_steps": 1, "refit_steps": 0, "penalty_every": 1}
-        config = pg.TrainConfig(**SMALL | usual | settings, guard=GuardConfig(**guard))
-        self.trainer = pg.Trainer(self.gebm, config, lr_schedule=lr_schedule)
-        self.kept, self.warned = {0: self.weights()}, []
-
-    def batches(self):
-        for number in itertools.count():
-            how = self.plan.get(number)
-            part, _, kind = (how or "").partition(" ")
-            self.gebm.energy.how = kind if part == "energy" else None
-            self.gebm.base.generator.how = kind if part == "generator" else None
-            x = BATCHES[number % len(BATCHES)].clone()
-            if how == "data":
-                x[3] = math.nan
-            yield x
-
-    def weights(self):
-        """Weights, buffers, Adam's averages and the running average, as they are now."""
-        state = self.trainer.state_dict()
-        steps = state["steps"]
-        adam = [steps[half]["optimizer"]["state"] for half in ("energy", "base")]
-        return copy.deepcopy([state["gebm"], adam, state["average"]])
-
-    def rates(self):
-        steps = self.trainer.state_dict()["steps"]
-        return [steps[half]["optimizer"]["param_groups"][0]["lr"] for half in ("energy", "base")]
-
-    def fit(self):
-        """Infos; beside them, the weights after each number of good steps and at each warning."""
-
-        def warn(message, *_, **__):
-            if "diverged" in str(message) or "rolled back" in str(message):
-                self.warned.append((str(message), bits(self.weights())))
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = warn
-            for info in self.trainer.fit(self.batches()):
-                self.kept[len(self.kept)] = self.weights()
-                yield info
-
-    def good(self, steps):
-        return bits(self.kept[steps])
 
 
 def tensors(state):
@@ -115,8 +42,7 @@ def test_training_goes_back_to_the_last_snapshot(how):
     assert [info.rollbacks for info in infos] == [0] * 5 + [1] * 6
     ((message, weights),) = run.warned
     assert message.endswith("; rolled back to the last good state, with rates multiplied by 0.5")
-    with pytest.raises(AssertionError, match=WRONG[how]):
-        raise AssertionError(message)
+    assert re.match(WRONG[how], message)
     assert weights == run.good(4)
     assert weights not in (run.good(5), run.good(3))
     assert_finite(run.weights())
@@ -273,7 +199,6 @@ def test_a_refused_step_leaves_the_closed_form_constant(how):
 def test_a_constant_that_is_not_finite_is_refused(phase):
     run = Planned({}, log_partition_start=64, refit_steps=3)
     run.gebm.energy.how = "value"
-    run.batches = lambda: iter([BATCHES[0]])  # which leaves the network as it is
     fit = run.trainer.fit if phase == "alternate" else run.trainer.refit_energy
     before = bits(run.weights())
     for _ in range(2):  # nor has the phase begun

@@ -98,11 +98,13 @@ def _prepare(run: _Run, get_ready: Callable[[], Ready], device: torch.device) ->
 
 
 def _check_settings(run: _Run) -> None:
-    plain = run.settings._replace(progress=False)[1:]
-    told = run.team.all(lambda: f"{kernel_name(run.kernel)}, {plain!r}")
-    if len(set(told)) > 1:
+    plain = run.settings._replace(progress=False)._asdict() | {"kernel": kernel_name(run.kernel)}
+    told = run.team.all(lambda: {name: str(value) for name, value in plain.items()})
+    differing = {name: [each[name] for each in told] for name in plain}
+    listed = [f"{n}: {', '.join(v)}" for n, v in differing.items() if len(set(v)) > 1]
+    if listed:
         raise ValueError(
-            f"distributed: expected the same settings in all processes; got {sorted(set(told))}"
+            f"distributed: expected the same settings in all processes; got {'; '.join(listed)}"
         )
 
 
