@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from pyro_gebm.model import GEBM
-from pyro_gebm.objectives import importance_ess, log_partition_estimate
+from pyro_gebm.objectives import (
+    donsker_varadhan,
+    importance_ess,
+    kale_bound,
+    log_partition_estimate,
+)
 from pyro_gebm.training.guard import TrainingError
 from pyro_gebm.training.processes import Processes
 
@@ -45,13 +50,13 @@ def evaluate(gebm: GEBM, held_out: Tensor, num_samples: int, procs: Processes) -
             torch.cuda.default_generators[like.device.index].manual_seed(0)
         energy = base_energies(gebm, num_samples)
         parts = torch.split(held_out, CHUNK)
-        real = torch.cat([gebm.evaluate_energy(part.to(like)) for part in parts]).mean()
-    log_z, c = log_partition_estimate(energy), like
+        real = torch.cat([gebm.evaluate_energy(part.to(like)) for part in parts])
+    log_z = log_partition_estimate(energy)
     figures = [
-        1 - (real + c) - (log_z - c).exp(),
-        -real - log_z,
+        kale_bound(real, energy, like),
+        donsker_varadhan(real, energy),
         log_z,
-        c - log_z,
+        like - log_z,
         importance_ess(energy),
     ]
     return HeldOut(*procs.mean(torch.stack(figures)).tolist())

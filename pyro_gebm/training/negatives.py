@@ -1,6 +1,5 @@
 """Where the samples that data are held against come from: the base, latent chains, or a buffer."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -14,27 +13,7 @@ from pyro_gebm.training.processes import Processes
 from pyro_gebm.training.replay import ReplayBuffer
 
 
-class Latents(ABC):
-    """A source of latents for the base."""
-
-    gradients: int = 0
-    """Gradients of E∘G at single latents that it has used so far."""
-
-    @abstractmethod
-    def draw(self, num: int) -> Tensor:
-        """Latents (num, D), this process's."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """What makes it go on."""
-
-    @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on."""
-
-
-@final
-class PriorLatents(Latents):
+class PriorLatents:
     """Draws from η."""
 
     def __init__(self, gebm: GEBM, procs: Processes) -> None:
@@ -44,16 +23,9 @@ class PriorLatents(Latents):
         """Own share of what all processes draw alike."""
         return self._procs.own(self._prior.sample(num * self._procs.world_size))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the global generator is the trainer's business."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""
-
 
 @final
-class ChainLatents(Latents):
+class ChainLatents:
     """Latents after a few transitions at ν.
 
     Equally seeded processes each run the chains of all: what one of them goes on from, any does.
@@ -61,6 +33,7 @@ class ChainLatents(Latents):
 
     def __init__(self, gebm: GEBM, config: ChainsConfig, procs: Processes) -> None:
         self._procs = procs
+        self.gradients = 0
         self._chains = LatentChains(
             gebm,
             steps=config.steps,
