@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 ScheduleFn: TypeAlias = Callable[[torch.optim.Optimizer], LRScheduler]
 
@@ -138,3 +138,8 @@ class Descent:
         self._schedule.load_state_dict(state["schedule"])
         self._factor = state["factor"]
         self._scaler.load_state_dict(state["scaler"])
+
+
+def constant_schedule(optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """Rates as they are."""
+    return ConstantLR(optimizer, factor=1.0)

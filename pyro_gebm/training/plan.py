@@ -10,11 +10,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pyro_gebm._checks import check_batch
 from pyro_gebm.model import GEBM
 from pyro_gebm.training.config import TrainConfig
-from pyro_gebm.training.descent import ScheduleFn
+from pyro_gebm.training.descent import ScheduleFn, constant_schedule
 from pyro_gebm.training.infos import Phase
 from pyro_gebm.training.processes import Processes
 from pyro_gebm.training.source import data_shape
-from pyro_gebm.training.steps import Steps, constant_schedule, trainable
+from pyro_gebm.training.steps import Steps, trainable
 
 
 class Plan(NamedTuple):

@@ -50,15 +50,18 @@ def run_round(steps: Steps, plan: Plan, step: int, batches: Iterator[Tensor]) ->
     """
     watch, weight = Stopwatch(), plan.penalty_weight(step)
     loss, norm = torch.full_like(steps.gebm.log_partition.detach(), torch.nan), math.nan
-    energy = EnergyInfo(loss, loss, loss, loss, loss, math.nan)
+    energy, taken = EnergyInfo(loss, loss, loss, loss, loss, math.nan), None
     joint = plan.trains_base and plan.config.update == "joint"
     for left in reversed(range(plan.energy_steps(step))):
         x = next(batches)
         watch.lap("data")
         if joint and not left:
-            energy, loss, norm = steps.joint_step(x, weight)
+            taken, loss, norm = steps.joint_step(x, weight)
         else:
-            energy = steps.energy_step(x, weight)
+            taken = steps.energy_step(x, weight)
+        watch.lap("energy")
+    if taken is not None:  # the figures of the last, which are told, cost something
+        energy = steps.figures(taken)
         watch.lap("energy")
     if plan.trains_base and not joint:
         loss, norm = steps.base_step()

@@ -21,6 +21,16 @@ class Part(NamedTuple):
     last: bool
 
 
+class Seen(NamedTuple):
+    """What a part's forward pass gave."""
+
+    real: Tensor
+    base: Tensor
+    penalty: Tensor
+    """Of the part, times its share of the batch; so is the loss."""
+    loss: Tensor
+
+
 def split(x: Tensor, fake: Tensor, u: Tensor | None, count: int) -> Iterator[Part]:
     """``count`` parts of near equal size, each with its share of the samples ``fake``."""
     per_datum, start = len(fake) // len(x), 0

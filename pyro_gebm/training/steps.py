@@ -1,7 +1,7 @@
 """The steps of energy and base."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, final
 
 import torch
@@ -10,22 +10,30 @@ from torch import Tensor, nn
 from pyro_gebm.model import GEBM
 from pyro_gebm.objectives import energy_l2, importance_ess, log_partition_estimate
 from pyro_gebm.training.config import TrainConfig
-from pyro_gebm.training.descent import Descent, DivergenceError, ScheduleFn
+from pyro_gebm.training.descent import (
+    Descent,
+    DivergenceError,
+    ScheduleFn,
+    constant_schedule,
+)
 from pyro_gebm.training.infos import EnergyInfo
 from pyro_gebm.training.methods import Contrastive, method_of
 from pyro_gebm.training.negatives import ChainLatents, DataChains, PriorLatents
 from pyro_gebm.training.passes import BasePass, Compiler, EnergyPass
 from pyro_gebm.training.processes import Processes
-from pyro_gebm.training.splitting import Part, penalty_points, split
+from pyro_gebm.training.splitting import Part, Seen, penalty_points, split
 
 
-class Figures(NamedTuple):
-    """What a part's forward pass gave, without gradient."""
+class Taken(NamedTuple):
+    """An energy step that was taken, for those who ask for its figures."""
 
-    real: Tensor
-    base: Tensor
-    penalty: Tensor
     loss: Tensor
+    penalty: Tensor
+    mean_real: Tensor
+    gap: Tensor
+    base: Tensor
+    """Energies of this process's samples of the base."""
+    norm: float
 
 
 @final
@@ -48,6 +56,7 @@ class Steps:
         by_gradient = config.log_partition_update == "gradient"
         self.learns_constant = self._energy_method.learns_constant and by_gradient
         self._closed_form = not by_gradient and self._energy_method.learns_constant
+        self._needs_log_z = self._energy_method.couples or self._closed_form
         self._prior = PriorLatents(gebm, procs)
         self._chains = None if config.chains is None else ChainLatents(gebm, config.chains, procs)
         self._data_chains = DataChains(gebm, config.replay, procs)
@@ -85,28 +94,32 @@ class Steps:
         self.base = Descent(groups, self.config.momentum, schedule, scaled=self._scaled)
         self._base_pass = self._procs.wrap(self._generate)
 
-    def energy_step(self, x: Tensor, weight: float) -> EnergyInfo:
+    def energy_step(self, x: Tensor, weight: float) -> Taken:
         """One step of the energy (and of c) on data (B, ...), with a penalty of that weight."""
         self._procs.check_parts(x)
         self.energy.forget()
-        fake = self._negatives(x)
-        log_z = self._log_z_of_parts(fake)
+        fake, log_z = self._negatives(x), None
+        if self.config.accumulate > 1 and self._needs_log_z:
+            log_z = self._log_z_by_parts(fake, self._energies)
+            self._follow(log_z)
         seen = []
         for part in self._parts(x, fake, weight):
             with self._procs.sync(self._energy_pass, part.last):
                 loss, figures = self._energy_loss(part, weight, log_z)
                 self.energy.backward(loss * part.share)
             seen.append(figures)
-        info = self._finish(x, seen)
+        taken = self._take(seen)
         self._procs.agree(self.gebm)
-        return info
+        return taken
 
     def base_step(self) -> tuple[Tensor, float]:
         """One step of the base; returns its loss and its gradient's norm."""
         self.base.forget()
         num = self.config.num_latents // self._procs.world_size
         z = self._draw_latents("base", num)
-        log_z = self._log_z_of_latents(z)
+        log_z = None
+        if self.config.accumulate > 1 and self._base_method.couples_base:
+            log_z = self._log_z_by_parts(z, lambda part: self._energies(self._generate(part)))
         total = torch.zeros_like(self.gebm.log_partition)
         parts = z.tensor_split(min(self.config.accumulate, num))
         for part in parts:
@@ -122,7 +135,7 @@ class Steps:
         self._procs.agree(self.gebm)
         return total, norm
 
-    def joint_step(self, x: Tensor, weight: float) -> tuple[EnergyInfo, Tensor, float]:
+    def joint_step(self, x: Tensor, weight: float) -> tuple[Taken, Tensor, float]:
         """Energy and base from the same draws, forward pass and parameters (one stage)."""
         self.energy.forget()
         self.base.forget()
@@ -135,46 +148,43 @@ class Steps:
         self.base.backward(base_loss)
         self._gradients += len(fake)
         norm = self.base.step("base", base_loss, None, 0.0)
-        return self._finish(x, [figures]), base_loss.detach(), norm
+        return self._take([figures]), base_loss.detach(), norm
 
     @torch.no_grad()
-    def _finish(self, x: Tensor, seen: list[Figures]) -> EnergyInfo:
-        """Step down the gradients that the parts left; the figures of the whole."""
-        real, base = (torch.cat([f[i] for f in seen]).detach() for i in (0, 1))
-        shares = [len(figures.real) / len(x) for figures in seen]
-        sums = (
-            sum((f[i].detach() * s for f, s in zip(seen, shares, strict=True)), real.new_zeros(()))
-            for i in (2, 3)
-        )
+    def figures(self, taken: Taken) -> EnergyInfo:
+        """What is told of an energy step; processes ask together."""
+        if self.config.objective == "contrastive":
+            nothing = torch.full_like(taken.loss, torch.nan)
+            return EnergyInfo(nothing, taken.penalty, nothing, nothing, taken.gap, taken.norm)
+        joint = self._procs.joint(taken.base)
+        ess, log_z = importance_ess(joint), log_partition_estimate(joint)
+        bound = -taken.loss if self._energy_method.learns_constant else -taken.mean_real - log_z
+        return EnergyInfo(bound, taken.penalty, ess, log_z, taken.gap, taken.norm)
+
+    @torch.no_grad()
+    def _take(self, seen: list[Seen]) -> Taken:
+        """Step down the gradients that the parts left."""
+        real, base = (torch.cat([part[i] for part in seen]) for i in (0, 1))
+        zero = real.new_zeros(())
+        sums = (sum((part[i] for part in seen), zero) for i in (2, 3))
         means = torch.stack([real.mean(), base.mean(), *sums])
         mean_real, mean_base, penalty, loss = self._procs.mean(means).unbind()
-        gap = mean_base - mean_real
-        contrastive = self.config.objective == "contrastive"
+        gap, num_base = mean_base - mean_real, len(base)
         if "energy" in self._chained:  # then these are no sample of the base
-            base = self._energies(self._generate(self._prior.draw(len(x))))
-        joint = base if contrastive else self._procs.joint(base)
-        log_z = log_partition_estimate(joint)
-        if "energy" in self._chained:
-            self._follow(log_z)
+            base = self._energies(self._generate(self._prior.draw(len(real))))
+            self._follow(log_partition_estimate(self._procs.joint(base)))
         self._procs.check_used("energy", self._energy_pass)
         norm = self.energy.step("energy", loss, gap.abs(), self.config.guard.max_energy_gap)
         self.energy_steps_done += 1
-        num_base = sum(len(figures.base) for figures in seen)
         self._gradients += (len(real) + num_base) * self._procs.world_size
-        if contrastive:
-            nothing = torch.full_like(loss, torch.nan)
-            return EnergyInfo(nothing, penalty, nothing, nothing, gap, norm)
-        bound = -loss if self._energy_method.learns_constant else -mean_real - log_z
-        return EnergyInfo(bound, penalty, importance_ess(joint), log_z, gap, norm)
+        return Taken(loss, penalty, mean_real, gap, base, norm)
 
-    def _energy_loss(
-        self, part: Part, weight: float, log_z: Tensor | None
-    ) -> tuple[Tensor, Figures]:
+    def _energy_loss(self, part: Part, weight: float, log_z: Tensor | None) -> tuple[Tensor, Seen]:
         """What the energy descends on a part of a batch; the part's figures."""
         method, c = self._energy_method, self.gebm.log_partition
         points = penalty_points(part, self.config.penalty_points)
         real, base, penalty = self._energy_pass(part.x, part.fake, points, method.penalty_center)
-        if log_z is None and (method.couples or self._closed_form):
+        if log_z is None and self._needs_log_z:
             log_z = log_partition_estimate(self._procs.joint(base))
             self._follow(log_z)
         loss = method.energy_loss(real, base, c, c if log_z is None else log_z)
@@ -186,7 +196,7 @@ class Steps:
             # Held to a c that follows it, the energy's constant would run away from it for ever.
             constant = c if self.learns_constant else 0.0
             total = total + self.config.energy_l2 * energy_l2(real, base, constant)
-        return total, Figures(real, base, penalty, loss)
+        return total, Seen(real, base, penalty * part.share, loss * part.share)
 
     def _base_loss(self, x: Tensor, log_z: Tensor | None) -> Tensor:
         energy, c = self._energies(x), self.gebm.log_partition
@@ -216,23 +226,11 @@ class Steps:
         return split(x, fake, u, self.config.accumulate)
 
     @torch.no_grad()
-    def _log_z_of_parts(self, fake: Tensor) -> Tensor | None:
-        """log Z of the whole batch, where its parts need it and cannot know it."""
-        if self.config.accumulate == 1 or not (self._energy_method.couples or self._closed_form):
-            return None
-        parts = fake.tensor_split(min(self.config.accumulate, len(fake)))
-        energies = [self._energies(part) for part in parts]
-        log_z = log_partition_estimate(self._procs.joint(torch.cat(energies)))
-        self._follow(log_z)
-        return log_z
-
-    @torch.no_grad()
-    def _log_z_of_latents(self, z: Tensor) -> Tensor | None:
-        if self.config.accumulate == 1 or not self._base_method.couples_base:
-            return None
-        parts = z.tensor_split(min(self.config.accumulate, len(z)))
-        energies = [self._energies(self._generate(part)) for part in parts]
-        return log_partition_estimate(self._procs.joint(torch.cat(energies)))
+    def _log_z_by_parts(self, batch: Tensor, energies: Callable[[Tensor], Tensor]) -> Tensor:
+        """log Z of a whole batch, which its parts need and cannot know."""
+        parts = batch.tensor_split(min(self.config.accumulate, len(batch)))
+        whole = torch.cat([energies(part) for part in parts])
+        return log_partition_estimate(self._procs.joint(whole))
 
     @torch.no_grad()
     def _follow(self, log_z: Tensor) -> None:
@@ -287,11 +285,6 @@ class Steps:
         self._data_chains.load_state_dict(state["data_chains"])
         self.energy_steps_done = state["energy_steps_done"]
         self._gradients = state["gradients"]
-
-
-def constant_schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Rates as they are."""
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

@@ -137,7 +137,7 @@ class Trainer:
         """
         weight = self.config.gradient_penalty if penalty_weight is None else penalty_weight
         with self._refusing():
-            return self._steps.energy_step(x, weight)
+            return self._steps.figures(self._steps.energy_step(x, weight))
 
     def base_step(self) -> Tensor:
         """One step of the base against the energy as it stands.
