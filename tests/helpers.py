@@ -142,3 +142,13 @@ def small_gebm(prior=None, seed=0):
     generator = nn.Sequential(nn.Linear(prior.dim, 8), nn.Tanh(), nn.Linear(8, 3))
     energy = nn.Sequential(nn.Linear(3, 8), nn.Softplus(), nn.Linear(8, 1))
     return pg.GEBM(pg.Base(generator, prior), energy)
+
+
+def snapshot(module):
+    """Weights and buffers as they are now."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(state, other):
+    """Equal to the last bit, in all that ``state`` has."""
+    return all(torch.equal(state[name], other[name]) for name in state)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from helpers import small_gebm
+from helpers import same, small_gebm, snapshot
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -244,14 +244,6 @@ def test_settings_that_do_go_together_are_not(settings):
 
 
 # --- phases and schedules ------------------------------------------
-
-
-def snapshot(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same(state, other):
-    return all(torch.equal(state[name], other[name]) for name in state)
 
 
 def flat(module):

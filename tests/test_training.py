@@ -4,21 +4,13 @@ import math
 
 import pytest
 import torch
-from helpers import linear_gaussian, small_gebm
+from helpers import linear_gaussian, same, small_gebm, snapshot
 from torch import nn
 
 import pyro_gebm as pg
 from pyro_gebm.nets import MLPEnergy, MLPGenerator
 
 HALVES = [("energy", "amortized"), ("base", "amortized"), ("base", "self_normalized")]
-
-
-def snapshot(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same(state, other):
-    return all(torch.equal(state[name], other[name]) for name in state)
 
 
 def pair(dtype=torch.float64, **settings):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import small_gebm
+from helpers import same, small_gebm
 from torch import nn
 
 import pyro_gebm as pg
@@ -67,10 +67,6 @@ def close(figure, expected):
 
 def assert_same(gebm, twin):
     torch.testing.assert_close(gebm.state_dict(), twin.state_dict(), rtol=0, atol=1e-12)
-
-
-def same(state, other):
-    return all(torch.equal(state[name], other[name]) for name in state)
 
 
 def small_line():

@@ -56,16 +56,15 @@ def run_train(arguments: argparse.Namespace) -> None:
     """Train a model into a run folder, alone or as one of torchrun's processes."""
     with process_group(arguments.device) as (procs, device_name):
         folder = _open(arguments)
-        data, seed = arguments.data, arguments.seed
         if arguments.resume:
             saved = folder.read_config()
-            data, seed = saved["data"], int(saved["seed"])
-        problem = load_problem(data, seed)
-        config = (
-            TrainConfig.from_dict(saved["train"])
-            if arguments.resume
-            else _train_config(problem, arguments)
-        )
+            seed = int(saved["seed"])
+            problem = load_problem(saved["data"], seed)
+            config = TrainConfig.from_dict(saved["train"])
+        else:
+            seed = arguments.seed
+            problem = load_problem(arguments.data, seed)
+            config = _train_config(problem, arguments)
         habits = Habits(
             arguments.checkpoint_every, arguments.keep, arguments.tensorboard, arguments.resume
         )

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import torch
@@ -57,13 +56,12 @@ def train(
         world_size=procs.world_size,
         device=device,
     )
-    if habits.resume:
-        resume(trainer, folder)
-    elif procs.rank == 0:
+    done = resume(trainer, folder) if habits.resume else 0
+    if not habits.resume and procs.rank == 0:
         folder.clear()
         write_json(folder.config, settings_json(problem, config, seed, device))
     stopped = False
-    with deferred_interrupt() as interrupted, _Diary(trainer, folder, procs, habits) as diary:
+    with deferred_interrupt() as interrupted, _Diary(trainer, folder, procs, habits, done) as diary:
         for info in diary.kept(trainer.fit(loader)):
             # All processes stop after the same step, whichever of them the signal reached.
             flag = torch.tensor(float(interrupted()), device=device)
@@ -83,8 +81,8 @@ def train(
     return trainer.gebm.eval()
 
 
-def resume(trainer: Trainer, folder: RunFolder) -> None:
-    """Bring a trainer to the newest checkpoint of a run.
+def resume(trainer: Trainer, folder: RunFolder) -> int:
+    """Bring a trainer to the newest checkpoint of a run; returns the steps it has done.
 
     Raises:
         ValueError: there is none.
@@ -96,6 +94,7 @@ def resume(trainer: Trainer, folder: RunFolder) -> None:
             f"--resume: expected checkpoints in {folder.checkpoints}; got none; train without it"
         )
     trainer.load_state_dict(newest.state)
+    return newest.step
 
 
 def settings_json(
@@ -118,7 +117,7 @@ class _Diary:
     """Bars, figures and checkpoints of a training; of the first process only."""
 
     def __init__(
-        self, trainer: Trainer, folder: RunFolder, procs: Processes, habits: Habits
+        self, trainer: Trainer, folder: RunFolder, procs: Processes, habits: Habits, done: int
     ) -> None:
         self._trainer, self._habits = trainer, habits
         self._writes = procs.rank == 0
@@ -132,14 +131,9 @@ class _Diary:
         self._writers.append(MetricsLog(folder.training_log))
         if habits.tensorboard:
             self._writers.append(TensorBoardLog(folder.tensorboard))
-        self._rewind(folder.checkpoints)
-
-    def _rewind(self, checkpoints: Path) -> None:
-        newest = self._checkpoints.latest() if checkpoints.exists() else None
-        step = 0 if newest is None else newest.step
-        for writer in self._writers:
-            writer.truncate_after(step)
-        self._checkpoints.discard_after(step)
+        for writer in self._writers:  # what was written behind the checkpoint comes again
+            writer.truncate_after(done)
+        self._checkpoints.discard_after(done)
 
     def kept(self, infos: Iterator[StepInfo]) -> Iterator[StepInfo]:
         """The steps of a training, written down as they pass."""
