@@ -1,12 +1,15 @@
 """Settings of the whole suite."""
 
+import os
 import signal
 
 import pytest
 import torch
 
-# Two threads on two busy cores run small batched work many times slower than one.
+# Two threads on two busy cores run small batched work many times slower than one; the processes
+# that tests start are told so too.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 collect_ignore_glob = ["benchmarks/*"]  # they need libraries that the tests do not
 

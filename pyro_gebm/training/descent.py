@@ -74,7 +74,7 @@ class Descent:
                 raise DivergenceError(
                     f"{what}: the loss, {value:.4g}, or its gradient is not finite"
                 )
-            elif not width <= max_gap:
+            elif not abs(width) <= max_gap:
                 raise DivergenceError(
                     f"{what}: the energy gap, {width:.4g} nats, exceeds {max_gap:g}"
                 )
@@ -88,15 +88,15 @@ class Descent:
 
     def forget(self) -> None:
         """Drop gradients: those of a step that was left by an exception, or of someone else."""
-        self._adam.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def _look(self, loss: Tensor, gap: Tensor | None) -> tuple[float, float, float]:
         """Gradient norm, loss and gap, in one transfer."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).to(loss)
-        gap = torch.zeros_like(loss) if gap is None else gap
-        a, b, c = torch.stack([norm, loss.detach(), gap]).tolist()
-        return a, b, c
+        figures = [loss.detach(), loss.detach() if gap is None else gap]
+        value, width, *norms = torch.stack([*figures, *torch._foreach_norm(gradients)]).tolist()
+        return math.hypot(*norms), value, 0.0 if gap is None else width
 
     def end_round(self) -> None:
         """One step of the schedule."""

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, final
 
+from torch import Tensor
+
 from pyro_gebm.training.parts import GuardConfig
 
 
@@ -81,19 +83,33 @@ class Guard:
         return self._config.rate_factor
 
     def _keep(self) -> None:
-        self._snapshots.append(copy.deepcopy(self._state()))
+        self._snapshots.append(copied(self._state()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts; the snapshots stay in memory, a run that resumes begins with its own."""
+        """Counts and snapshots, by reference: a run that resumes rolls back as if never stopped."""
         return {
+            "snapshots": list(self._snapshots),
             "good_steps": self._good_steps,
             "seen": list(self._seen),
             "rollbacks": self.rollbacks,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting; the state that was resumed is the first snapshot."""
+        """Go on from there."""
         self._good_steps, self.rollbacks = state["good_steps"], state["rollbacks"]
         self._seen = list(state["seen"])
         self._snapshots.clear()
-        self._keep()
+        self._snapshots.extend(copied(state["snapshots"]))
+
+
+def copied(value: Any) -> Any:
+    """Plain data and tensors, copied; several times faster than ``deepcopy`` of many tensors."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        new = copy.copy(value)  # an OrderedDict of a module keeps its versions as an attribute
+        new.update((name, copied(part)) for name, part in value.items())
+        return new
+    if isinstance(value, list | tuple):
+        return type(value)(copied(part) for part in value)
+    return value

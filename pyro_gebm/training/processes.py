@@ -21,6 +21,8 @@ class Processes(NamedTuple):
 
     def own(self, joint: Tensor) -> Tensor:
         """The slice (B, ...) of what all processes drew alike, (world_size B, ...)."""
+        if self.world_size == 1:
+            return joint
         share = len(joint) // self.world_size
         return joint[self.rank * share : (self.rank + 1) * share]
 
@@ -60,6 +62,8 @@ class Processes(NamedTuple):
         Raises:
             ValueError: another process has more data or fewer.
         """
+        if self.world_size == 1:
+            return
         sizes = self.joint(torch.tensor([len(x)], device=x.device)).tolist()
         if len(set(sizes)) > 1:
             raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_gebm.training.infos import EnergyInfo, Seconds, StepInfo
 from pyro_gebm.training.monitor import HeldOut
 from pyro_gebm.training.plan import Plan
-from pyro_gebm.training.steps import Steps
+from pyro_gebm.training.steps import Steps, Taken
 
 
 class Round(NamedTuple):
@@ -49,8 +49,9 @@ def run_round(steps: Steps, plan: Plan, step: int, batches: Iterator[Tensor]) ->
         DivergenceError: one of its steps could not be taken.
     """
     watch, weight = Stopwatch(), plan.penalty_weight(step)
-    loss, norm = torch.full_like(steps.gebm.log_partition.detach(), torch.nan), math.nan
-    energy, taken = EnergyInfo(loss, loss, loss, loss, loss, math.nan), None
+    taken: Taken | None = None
+    loss: Tensor | None = None
+    norm = math.nan
     joint = plan.trains_base and plan.config.update == "joint"
     for left in reversed(range(plan.energy_steps(step))):
         x = next(batches)
@@ -60,12 +61,16 @@ def run_round(steps: Steps, plan: Plan, step: int, batches: Iterator[Tensor]) ->
         else:
             taken = steps.energy_step(x, weight)
         watch.lap("energy")
-    if taken is not None:  # the figures of the last, which are told, cost something
-        energy = steps.figures(taken)
-        watch.lap("energy")
+    # Of the last alone, which is told: the figures cost something.
+    energy = None if taken is None else steps.figures(taken)
+    watch.lap("energy")
     if plan.trains_base and not joint:
         loss, norm = steps.base_step()
         watch.lap("base")
+    if energy is None or loss is None:
+        unknown = torch.full_like(steps.gebm.log_partition.detach(), torch.nan)
+        energy = energy or EnergyInfo(unknown, unknown, unknown, unknown, unknown, math.nan)
+        loss = unknown if loss is None else loss
     return Round(energy, loss, norm, watch.seconds())
 
 

@@ -27,12 +27,40 @@ class Seen(NamedTuple):
     real: Tensor
     base: Tensor
     penalty: Tensor
-    """Of the part, times its share of the batch; so is the loss."""
     loss: Tensor
+    share: float
+    """Of the batch."""
+
+
+class Sums(NamedTuple):
+    """A batch put together again from its parts, without gradient."""
+
+    real: Tensor
+    base: Tensor
+    means: Tensor
+    """Mean energy of data and base, penalty and loss, (4,)."""
+
+
+def put_together(parts: list[Seen]) -> Sums:
+    """Energies one after the other, penalty and loss by the parts' shares; under ``no_grad``."""
+    if len(parts) == 1:  # small networks would notice the copies
+        (only,) = parts
+        real, base, penalty, loss = only.real.detach(), only.base.detach(), only.penalty, only.loss
+    else:
+        real, base = (
+            torch.cat([part.real for part in parts]),
+            torch.cat([part.base for part in parts]),
+        )
+        penalty = torch.stack([part.penalty * part.share for part in parts]).sum()
+        loss = torch.stack([part.loss * part.share for part in parts]).sum()
+    return Sums(real, base, torch.stack([real.mean(), base.mean(), penalty, loss]))
 
 
 def split(x: Tensor, fake: Tensor, u: Tensor | None, count: int) -> Iterator[Part]:
     """``count`` parts of near equal size, each with its share of the samples ``fake``."""
+    if count == 1:
+        yield Part(x, fake, u, 1.0, True)
+        return
     per_datum, start = len(fake) // len(x), 0
     for own in x.tensor_split(min(count, len(x))):
         end = start + len(own)

@@ -21,7 +21,7 @@ from pyro_gebm.training.methods import Contrastive, method_of
 from pyro_gebm.training.negatives import ChainLatents, DataChains, PriorLatents
 from pyro_gebm.training.passes import BasePass, Compiler, EnergyPass
 from pyro_gebm.training.processes import Processes
-from pyro_gebm.training.splitting import Part, Seen, penalty_points, split
+from pyro_gebm.training.splitting import Part, Seen, penalty_points, put_together, split
 
 
 class Taken(NamedTuple):
@@ -106,7 +106,7 @@ class Steps:
         for part in self._parts(x, fake, weight):
             with self._procs.sync(self._energy_pass, part.last):
                 loss, figures = self._energy_loss(part, weight, log_z)
-                self.energy.backward(loss * part.share)
+                self.energy.backward(loss if part.share == 1 else loss * part.share)
             seen.append(figures)
         taken = self._take(seen)
         self._procs.agree(self.gebm)
@@ -120,16 +120,15 @@ class Steps:
         log_z = None
         if self.config.accumulate > 1 and self._base_method.couples_base:
             log_z = self._log_z_by_parts(z, lambda part: self._energies(self._generate(part)))
-        total = torch.zeros_like(self.gebm.log_partition)
-        parts = z.tensor_split(min(self.config.accumulate, num))
+        losses, parts = [], z.tensor_split(min(self.config.accumulate, num))
         for part in parts:
             share = len(part) / num
             with self._procs.sync(self._base_pass, part is parts[-1]):
                 loss = self._base_loss(self._base_pass(part), log_z)
-                self.base.backward(loss * share)
-            total = total + loss.detach() * share
+                self.base.backward(loss if share == 1 else loss * share)
+            losses.append(loss.detach() * share)
         self._gradients += num * self._procs.world_size
-        total = self._procs.mean(total)
+        total = self._procs.mean(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
         self._procs.check_used("generator", self._base_pass)
         norm = self.base.step("base", total, None, 0.0)
         self._procs.agree(self.gebm)
@@ -164,17 +163,14 @@ class Steps:
     @torch.no_grad()
     def _take(self, seen: list[Seen]) -> Taken:
         """Step down the gradients that the parts left."""
-        real, base = (torch.cat([part[i] for part in seen]) for i in (0, 1))
-        zero = real.new_zeros(())
-        sums = (sum((part[i] for part in seen), zero) for i in (2, 3))
-        means = torch.stack([real.mean(), base.mean(), *sums])
+        real, base, means = put_together(seen)
         mean_real, mean_base, penalty, loss = self._procs.mean(means).unbind()
         gap, num_base = mean_base - mean_real, len(base)
         if "energy" in self._chained:  # then these are no sample of the base
             base = self._energies(self._generate(self._prior.draw(len(real))))
             self._follow(log_partition_estimate(self._procs.joint(base)))
         self._procs.check_used("energy", self._energy_pass)
-        norm = self.energy.step("energy", loss, gap.abs(), self.config.guard.max_energy_gap)
+        norm = self.energy.step("energy", loss, gap, self.config.guard.max_energy_gap)
         self.energy_steps_done += 1
         self._gradients += (len(real) + num_base) * self._procs.world_size
         return Taken(loss, penalty, mean_real, gap, base, norm)
@@ -196,7 +192,7 @@ class Steps:
             # Held to a c that follows it, the energy's constant would run away from it for ever.
             constant = c if self.learns_constant else 0.0
             total = total + self.config.energy_l2 * energy_l2(real, base, constant)
-        return total, Seen(real, base, penalty * part.share, loss * part.share)
+        return total, Seen(real, base, penalty, loss, part.share)
 
     def _base_loss(self, x: Tensor, log_z: Tensor | None) -> Tensor:
         energy, c = self._energies(x), self.gebm.log_partition
@@ -211,7 +207,8 @@ class Steps:
             return self._data_chains.draw(x)
         z = self._draw_latents("energy", len(x) * self.config.latents_per_datum)
         parts = z.tensor_split(min(self.config.accumulate, len(x)))
-        return torch.cat([self._generate(part) for part in parts])
+        samples: list[Tensor] = [self._generate(part) for part in parts]
+        return samples[0] if len(samples) == 1 else torch.cat(samples)
 
     def _draw_latents(self, step: str, num: int) -> Tensor:
         if self._chains is not None and step in self._chained:

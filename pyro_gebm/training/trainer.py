@@ -39,7 +39,7 @@ class Trainer:
     training returns to the last good state, lowers the rates and warns (``config.guard``).
 
     ``state_dict`` holds all that a new process needs to go on as if never stopped: weights,
-    optimisers, c, averages, schedules, the loader's place, random streams; not the guard's states.
+    optimisers, c, averages, schedules, the guard's snapshots, the loader's place, random streams.
 
     In an initialised ``torch.distributed`` process group, the processes share each step by
     torch's ``DistributedDataParallel``: each gives its part of the batch, and ``num_latents`` is
