@@ -2,6 +2,7 @@
 
 from pyro_gebm.report.folder import PICTURES, RunFolder, write_json
 from pyro_gebm.report.metrics_log import MetricsLog
+from pyro_gebm.report.page import Page, Picture, Section, Table, render_page
 from pyro_gebm.report.table import format_table
 from pyro_gebm.report.tensorboard import TensorBoardLog
 from pyro_gebm.report.writer import Figure, StepWriter
@@ -10,9 +11,14 @@ __all__ = [
     "PICTURES",
     "Figure",
     "MetricsLog",
+    "Page",
+    "Picture",
     "RunFolder",
+    "Section",
     "StepWriter",
+    "Table",
     "TensorBoardLog",
     "format_table",
+    "render_page",
     "write_json",
 ]
