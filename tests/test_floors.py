@@ -13,6 +13,7 @@ FLOORS = {
     "cli": 5,
     "plots": 4,
     "report": 4,
+    "comparison": 4,
     "training": 3,
     "sampling": 3,
     "metrics": 3,

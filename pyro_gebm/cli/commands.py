@@ -4,11 +4,10 @@ import argparse
 import time
 import warnings
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
-from pyro_gebm import GEBM, TrainConfig, inference_data, load
+from pyro_gebm import GEBM, TrainConfig, __version__, inference_data
 from pyro_gebm import sample as sample_latents
 from pyro_gebm.cli.evaluation import (
     NUM_SETS,
@@ -20,12 +19,26 @@ from pyro_gebm.cli.evaluation import (
     set_size,
     short_run,
 )
-from pyro_gebm.cli.pictures import draw_pictures
-from pyro_gebm.cli.problems import PROBLEMS, Problem, build_judge, load_problem
+from pyro_gebm.cli.pictures import (
+    draw_chains,
+    draw_diagnostics,
+    draw_evaluation,
+    draw_training,
+)
+from pyro_gebm.cli.problems import Problem, build_judge, load_problem
 from pyro_gebm.cli.processes import process_group
+from pyro_gebm.cli.runs import load_run
 from pyro_gebm.cli.tables import comparison_table, metrics_json, notes, verdict_line
 from pyro_gebm.cli.training import Habits, train
-from pyro_gebm.report import RunFolder, write_json
+from pyro_gebm.report import (
+    Page,
+    RunFolder,
+    Section,
+    format_table,
+    render_page,
+    write_json,
+    write_text,
+)
 from pyro_gebm.training import processes
 
 DEMO_KERNELS = ("NUTS", "HMC", "Langevin")
@@ -47,7 +60,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
         procs=processes(),
         habits=Habits(),
     )
-    _evaluate(gebm, problem, DEMO_KERNELS, settings, folder)
+    _evaluate(gebm, problem, DEMO_KERNELS, settings, folder, folder)
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Look at {folder.path}/samples.png.")
     print(f"Next: pyro-gebm sample {folder.path} --kernel HMC --beta 2 --num-samples 500")
 
@@ -78,12 +91,13 @@ def run_train(arguments: argparse.Namespace) -> None:
             habits=habits,
         )
         if procs.rank == 0:
+            draw_training(folder, folder)
             print(f"Wrote {folder.checkpoint}. Next: pyro-gebm evaluate {folder.path}")
 
 
 def run_sample(arguments: argparse.Namespace) -> None:
     """Sample a trained model's latent posterior into an InferenceData file."""
-    folder, gebm, _ = _load_run(arguments)
+    folder, gebm, problem = load_run(arguments.run)
     out = RunFolder(arguments.out or folder.path)
     out.create()
     with warnings.catch_warnings(record=True) as caught:
@@ -112,20 +126,29 @@ def run_sample(arguments: argparse.Namespace) -> None:
     )
     for warning in caught:
         print(f"Warning: {warning.message}")
+    if arguments.pictures:
+        drawn = draw_chains(gebm, problem, idata, arguments.beta, out)
+        drawn += draw_diagnostics(idata, out)
+        print(f"Drew {', '.join(picture.path.name for picture in drawn)}.")
     print(f"Wrote {out.idata}. Next: import arviz as az; az.from_netcdf('{out.idata}')")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Compare kernels and the base on a trained model."""
     settings = _settings(arguments)
-    folder, gebm, problem = _load_run(arguments)
+    folder, gebm, problem = load_run(arguments.run)
     out = RunFolder(arguments.out or folder.path)
     out.create()
-    _evaluate(gebm, problem, arguments.kernels, settings, out)
+    _evaluate(gebm, problem, arguments.kernels, settings, folder, out)
 
 
 def _evaluate(
-    gebm: GEBM, problem: Problem, kernels: tuple[str, ...], settings: Settings, folder: RunFolder
+    gebm: GEBM,
+    problem: Problem,
+    kernels: tuple[str, ...],
+    settings: Settings,
+    trained: RunFolder,
+    folder: RunFolder,
 ) -> None:
     judge = build_judge(problem, progress=True)
     runs = run_kernels(gebm, kernels, settings)
@@ -134,15 +157,32 @@ def _evaluate(
     base_sets = [gebm.base.sample(size) for _ in range(NUM_SETS)]
     base = judge_base(problem, judge, base_sets, settings.seed)
     verdicts = [judge_run(gebm, problem, judge, done, base_sets) for done in runs]
-    print(f"\n{comparison_table(judge, base, verdicts)}\n")
-    print(notes(judge, base, verdicts, settings, size))
-    print(f"\n{verdict_line(verdicts, base)}")
+    table = comparison_table(judge, base, verdicts)
+    words = notes(judge, base, verdicts, settings, size)
+    print("\n".join(["", format_table(*table), "", *words, "", verdict_line(verdicts, base)]))
     write_json(folder.metrics, metrics_json(judge, base, verdicts, settings, size))
     inference_data.save(runs[0].idata, folder.idata)
     shorts = {done.kernel: short_run(gebm, judge, done, settings) for done in runs}
-    names = draw_pictures(gebm, problem, judge, runs, shorts, base, torch.cat(base_sets), folder)
-    written = [folder.metrics.name, folder.idata.name, *names]
-    print(f"Wrote {', '.join(written)} to {folder.path}.")
+    samples = torch.cat(base_sets)
+    first = runs[0].idata
+    results = draw_evaluation(gebm, problem, judge, runs, shorts, base, samples, folder)
+    results += draw_chains(gebm, problem, first, settings.beta, folder)
+    chains, training = draw_diagnostics(first, folder), draw_training(trained, folder)
+    page = Page(
+        f"{problem.name}: the model beside its base",
+        verdict_line(verdicts, base),
+        [
+            Section("Scores", [table], notes=words),
+            Section("Samples and energies", pictures=results),
+            Section(f"Chains of {runs[0].kernel}", pictures=chains),
+            *([Section("Training", pictures=training)] if training else []),
+        ],
+        [("pyro-gebm", __version__), ("torch", torch.__version__), ("seed", str(settings.seed))],
+    )
+    write_text(folder.page, render_page(page))
+    pictures = [picture.path for picture in [*results, *chains, *training]]
+    written = [folder.metrics, folder.idata, folder.page, *pictures]
+    print(f"Wrote {', '.join(path.name for path in written)} to {folder.path}.")
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -161,21 +201,6 @@ def _open(arguments: argparse.Namespace) -> RunFolder:
     folder = RunFolder(arguments.out)
     folder.create()
     return folder
-
-
-def _load_run(arguments: argparse.Namespace) -> tuple[RunFolder, GEBM, Problem]:
-    folder = RunFolder(arguments.run)
-    config: dict[str, Any] = folder.read_config()
-    if config.get("data") not in PROBLEMS:
-        raise ValueError(f"{folder.config}: unknown data {config.get('data')!r}")
-    problem = load_problem(config["data"], int(config["seed"]))
-    gebm = load(folder.checkpoint)
-    if gebm.latent_dim != problem.latent_dim:
-        raise ValueError(
-            f"{folder.checkpoint}: expected a model of {problem.name} with {problem.latent_dim} "
-            f"latents; got {gebm.latent_dim}"
-        )
-    return folder, gebm, problem
 
 
 def _train_config(problem: Problem, arguments: argparse.Namespace) -> TrainConfig:

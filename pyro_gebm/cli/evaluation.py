@@ -163,15 +163,20 @@ def _spread_out(rows: Tensor, size: int) -> Tensor:
 
 def occupancy_error(problem: Problem, judge: Judge, x: Tensor) -> float | None:
     """Total variation between the class or mode frequencies of samples and of the truth."""
-    found = occupancy(judge, x)
-    if found is None:
+    found, truth = occupancy(judge, x), class_truth(problem, judge)
+    if found is None or truth is None:
         return None
-    if problem.test_labels is not None:
-        truth = torch.bincount(problem.test_labels, minlength=len(found)).double()
-        truth = truth / truth.sum()
-    else:
-        truth = torch.full_like(found, 1 / len(found))
     return occupancy_distance(found, truth)
+
+
+def class_truth(problem: Problem, judge: Judge) -> Tensor | None:
+    """Frequencies (K,) of the classes among the test data, or those of equal modes."""
+    if problem.test_labels is not None:
+        counts = torch.bincount(problem.test_labels).double()
+        return counts / counts.sum()
+    if judge.modes is None:
+        return None
+    return torch.full((len(judge.modes),), 1 / len(judge.modes), dtype=torch.float64)
 
 
 def short_run(gebm: GEBM, judge: Judge, done: KernelRun, settings: Settings) -> tuple[Curve, Shift]:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypeAlias, final
 
 from pyro_gebm import TrainConfig, __version__
 from pyro_gebm.cli import commands
+from pyro_gebm.cli.comparing import run_compare
 from pyro_gebm.cli.problems import PROBLEMS
 from pyro_gebm.mcmc import KERNELS
 
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(subparsers)
     _add_sample(subparsers)
     _add_evaluate(subparsers)
+    _add_compare(subparsers)
     return parser
 
 
@@ -95,6 +97,8 @@ def _add_sample(subparsers: Subparsers) -> None:
     sample.add_argument(
         "--tempering", type=_tempering, default=None, help="auto, or a number of replicas"
     )
+    text = "draw ranks, traces, autocorrelation and the chains in motion"
+    sample.add_argument("--pictures", action="store_true", help=text)
     sample.add_argument("--thinning", type=_count, default=1, help="transitions per draw kept")
     _add_run_options(sample, out=None)
     _add_chain_options(sample, num_samples=1000, warmup_steps=None)
@@ -113,6 +117,30 @@ def _add_evaluate(subparsers: Subparsers) -> None:
     evaluate.add_argument("--beta", type=float, default=1.0, help="inverse temperature")
     _add_run_options(evaluate, out=None)
     _add_chain_options(evaluate, num_samples=250, warmup_steps=100)
+
+
+def _add_compare(subparsers: Subparsers) -> None:
+    text = "kernels from the same base samples, score against gradient evaluations, over seeds"
+    compare = _command(subparsers, "compare", text, run_compare)
+    compare.add_argument("run", help="run folder of 'train' or 'demo'")
+    compare.add_argument(
+        "--kernels",
+        type=_kernels,
+        default="NUTS,HMC,Langevin,ChEES",
+        help=f"comma-separated; {_kernel_help()}",
+    )
+    text = "gradient evaluations per chain, warm-up included"
+    compare.add_argument("--budget", type=_count, default=20_000, help=text)
+    compare.add_argument("--beta", type=float, default=1.0, help="inverse temperature")
+    compare.add_argument("--seeds", type=_seeds, default="0,1,2", help="comma-separated")
+    compare.add_argument(
+        "--global-moves", choices=["auto", "off"], default="off", help="jumps beside each kernel"
+    )
+    text = "chains, in one batch; their positions are the set that is scored"
+    compare.add_argument("--num-chains", type=_count, default=256, help=text)
+    text = "transitions of warm-up; by the number of chains"
+    compare.add_argument("--warmup-steps", type=_count, default=None, help=text)
+    compare.add_argument("--out", default=None, help="folder to write to; the run's own by default")
 
 
 def _command(
@@ -186,6 +214,10 @@ def _seed(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"expected a whole number >= 0; got {text!r}")
     return int(text)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    return tuple(_seed(seed.strip()) for seed in text.split(","))
 
 
 def _kernel(text: str) -> str:

@@ -1,28 +1,34 @@
-"""The pictures of an evaluation, into the run folder."""
+"""The pictures that commands draw into the run folder."""
 
+import json
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from pyro_gebm import GEBM
+from pyro_gebm import GEBM, inference_data
 from pyro_gebm.cli.evaluation import BaseScore, KernelRun, deal
 from pyro_gebm.cli.problems import Judge, Problem
-from pyro_gebm.inference_data import plot_rank
+from pyro_gebm.inference_data import InferenceData
 from pyro_gebm.plots import (
     Curve,
     Shift,
+    animate_chains,
     plot_curves,
     plot_energies,
     plot_image_shift,
+    plot_latent_potential,
     plot_scatter,
+    plot_training,
 )
-from pyro_gebm.report import PICTURES, RunFolder
+from pyro_gebm.report import Picture, RunFolder
+from pyro_gebm.sampling import push_forward
 
 LATENTS_SHOWN = 4
+FILM_DRAWS = 60
 
 
-def draw_pictures(
+def draw_evaluation(
     gebm: GEBM,
     problem: Problem,
     judge: Judge,
@@ -31,30 +37,93 @@ def draw_pictures(
     base: BaseScore,
     base_samples: Tensor,
     folder: RunFolder,
-) -> list[str]:
-    """Samples before and after, ranks, energies, curves; returns the files' names."""
+) -> list[Picture]:
+    """Samples before and after, energies, and scores on the way."""
     shown = runs[0].kernel
     refined = torch.cat(deal(gebm, runs[0].idata))
+    samples = Picture(folder.picture("samples"), f"Samples of the base and of the model, {shown}.")
     if problem.name == "digits":
-        plot_image_shift(shorts[shown][1], folder.picture("samples"), kernel=shown)
+        plot_image_shift(shorts[shown][1], samples.path, kernel=shown)
     else:
-        plot_scatter(problem.test, base_samples, refined, folder.picture("samples"), kernel=shown)
-    plot_rank(runs[0].idata, folder.picture("ranks"), range(min(LATENTS_SHOWN, gebm.latent_dim)))
-    plot_energies(
-        {
-            "real test data": _energies(gebm, problem.test),
-            "base": _energies(gebm, base_samples),
-            f"refined, {shown}": _energies(gebm, refined),
-        },
+        plot_scatter(problem.test, base_samples, refined, samples.path, kernel=shown)
+    energies = Picture(
         folder.picture("energies"),
+        "Energies of test data, base and model: the last should lie on the first.",
+    )
+    named = {"real test data": problem.test, "base": base_samples, f"refined, {shown}": refined}
+    plot_energies({name: _energies(gebm, x) for name, x in named.items()}, energies.path)
+    curves = Picture(
+        folder.picture("curves"),
+        "Scores of chains that start from the base, under the tuning of the long runs.",
     )
     plot_curves(
         {name: curve for name, (curve, _) in shorts.items()},
-        folder.picture("curves"),
+        curves.path,
         score=judge.score_name,
         floor=("floor: two halves of the test data", max(0.0, base.floor.mean)),
     )
-    return [folder.picture(name).name for name in PICTURES]
+    return [samples, energies, curves]
+
+
+def draw_training(trained: RunFolder, folder: RunFolder) -> list[Picture]:
+    """The training in a run folder at a glance, if its log is there."""
+    if not trained.training_log.exists():
+        return []
+    picture = Picture(
+        folder.picture("training"), "Bound, c, importance ESS and gradients over the training."
+    )
+    rows = [json.loads(line) for line in trained.training_log.read_text().splitlines()]
+    plot_training(rows, picture.path)
+    return [picture]
+
+
+def draw_diagnostics(idata: InferenceData, folder: RunFolder) -> list[Picture]:
+    """ArviZ's pictures of a run: ranks, traces, autocorrelation, energy."""
+    dims = range(min(LATENTS_SHOWN, inference_data.values(idata, "z").shape[-1]))
+    kernel = idata.attrs["kernel"]
+    ranks = Picture(
+        folder.picture("ranks"),
+        f"{kernel}: ranks of each chain's latents among all draws, flat where the chains agree.",
+    )
+    inference_data.plot_rank(idata, ranks.path, dims)
+    traces = Picture(folder.picture("traces"), f"{kernel}: latents of a few chains.")
+    inference_data.plot_trace(idata, traces.path, dims)
+    lags = Picture(folder.picture("autocorrelation"), f"{kernel}: autocorrelation over draws.")
+    inference_data.plot_autocorr(idata, lags.path, dims)
+    drawn = [ranks, traces, lags]
+    if "energy" in inference_data.names(idata, "sample_stats"):
+        energy = Picture(
+            folder.picture("energy_transitions"),
+            f"{kernel}: energies and their changes from draw to draw, which should be as wide.",
+        )
+        inference_data.plot_energy(idata, energy.path)
+        drawn.append(energy)
+    return drawn
+
+
+def draw_chains(
+    gebm: GEBM, problem: Problem, idata: InferenceData, beta: float, folder: RunFolder
+) -> list[Picture]:
+    """Chains in motion, and of two latents their potential as a map."""
+    z = torch.as_tensor(inference_data.values(idata, "z"))
+    start = z[:, :FILM_DRAWS]
+    film = Picture(folder.film, f"{idata.attrs['kernel']}: the first draws of its chains.")
+    with gebm.frozen():
+        x = push_forward(gebm, start)
+        if gebm.latent_dim != 2:
+            animate_chains(x, film.path)
+            return [film]
+
+        def potential_fn(u: Tensor) -> Tensor:
+            return gebm.potential_fn(u, beta)
+
+        animate_chains(x, film.path, z=start, potential_fn=potential_fn, real=problem.test)
+        latent = Picture(
+            folder.picture("latent"), "The latent potential; dots are draws, crosses divergences."
+        )
+        diverging = inference_data.values(idata, "diverging", "sample_stats")
+        plot_latent_potential(potential_fn, latent.path, chains=z, diverging=diverging)
+    return [latent, film]
 
 
 def _energies(gebm: GEBM, x: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ from typing import Any
 from pyro_gebm.cli.evaluation import NUM_SETS, BaseScore, Settings, Verdict
 from pyro_gebm.cli.problems import Judge
 from pyro_gebm.metrics import MeanSpread
-from pyro_gebm.report import format_table
+from pyro_gebm.report import Table
 
 RHAT_LIMIT = 1.01
 
 
-def comparison_table(judge: Judge, base: BaseScore, verdicts: Sequence[Verdict]) -> str:
+def comparison_table(judge: Judge, base: BaseScore, verdicts: Sequence[Verdict]) -> Table:
     """The base and every kernel, a line each."""
     header = [
         "samples",
@@ -39,12 +39,12 @@ def comparison_table(judge: Judge, base: BaseScore, verdicts: Sequence[Verdict])
         ]
         for verdict in verdicts
     ]
-    return format_table(header, rows)
+    return Table(header, rows)
 
 
 def notes(
     judge: Judge, base: BaseScore, verdicts: Sequence[Verdict], settings: Settings, set_size: int
-) -> str:
+) -> list[str]:
     """What the table's columns mean, with the protocol."""
     lines = [
         f"{judge.protocol}.",
@@ -59,7 +59,7 @@ def notes(
         shares = [("base", base.near_modes), *[(v.kernel, v.near_modes) for v in verdicts]]
         listed = ", ".join(f"{name} {share:.3f}" for name, share in shares)
         lines.append(f"Share of samples within 3 standard deviations of a mode: {listed}.")
-    return "\n".join(lines)
+    return lines
 
 
 def verdict_line(verdicts: Sequence[Verdict], base: BaseScore) -> str:

@@ -27,7 +27,7 @@ from pyro_gebm.inference_data.diagnostics import (
 )
 from pyro_gebm.inference_data.files import load, open_lazily, save
 from pyro_gebm.inference_data.missing_mass import check_missing_mass
-from pyro_gebm.inference_data.pictures import plot_rank
+from pyro_gebm.inference_data.pictures import plot_autocorr, plot_energy, plot_rank, plot_trace
 from pyro_gebm.inference_data.problems import problems
 from pyro_gebm.inference_data.store import Store, count_steps, finish, join, last_draw
 
@@ -52,7 +52,10 @@ __all__ = [
     "names",
     "nested_rhat",
     "open_lazily",
+    "plot_autocorr",
+    "plot_energy",
     "plot_rank",
+    "plot_trace",
     "problems",
     "rhat",
     "sampling_state",

@@ -1,6 +1,6 @@
 """What a run leaves on disk: its folder, its figures step by step, tables as text."""
 
-from pyro_gebm.report.folder import PICTURES, RunFolder, write_json
+from pyro_gebm.report.folder import PICTURES, RunFolder, write_json, write_text
 from pyro_gebm.report.metrics_log import MetricsLog
 from pyro_gebm.report.page import Page, Picture, Section, Table, render_page
 from pyro_gebm.report.table import format_table
@@ -21,4 +21,5 @@ __all__ = [
     "format_table",
     "render_page",
     "write_json",
+    "write_text",
 ]

@@ -9,8 +9,21 @@ from typing import Any, final
 from pyro_gebm.training.checkpoints import remove_checkpoints
 from pyro_gebm.training.container import write_whole
 
-PICTURES = ("samples", "ranks", "energies", "curves")
-"""The pictures of an evaluation."""
+PICTURES = (
+    "training",
+    "samples",
+    "energies",
+    "curves",
+    "latent",
+    "ranks",
+    "traces",
+    "autocorrelation",
+    "energy_transitions",
+    "compare_curves",
+    "compare_occupancy",
+    "compare_transitions",
+)
+"""All pictures that commands draw."""
 
 
 @final
@@ -19,7 +32,7 @@ class RunFolder:
 
     ``config.json``, ``metrics.jsonl`` (training, a line per logged step), ``checkpoints/`` (of a
     training that can go on), ``tensorboard/``, ``gebm.pt``, ``idata.nc``, ``metrics.json``
-    (scores), and pictures.
+    (scores), ``report.html`` (the same as a page), pictures, ``chains.gif``.
 
     Args:
         path: the folder.
@@ -34,6 +47,8 @@ class RunFolder:
         self.checkpoint = self.path / "gebm.pt"
         self.idata = self.path / "idata.nc"
         self.metrics = self.path / "metrics.json"
+        self.page = self.path / "report.html"
+        self.film = self.path / "chains.gif"
 
     def create(self) -> None:
         """Make the folder, and see that it can be written to.
@@ -55,8 +70,9 @@ class RunFolder:
         remove_checkpoints(self.checkpoints)
         for events in self.tensorboard.glob("events.out.tfevents.*"):
             events.unlink(missing_ok=True)
-        for product in (self.training_log, self.checkpoint, self.idata, self.metrics):
+        for product in (self.training_log, self.checkpoint, self.idata, self.metrics, self.page):
             product.unlink(missing_ok=True)
+        self.film.unlink(missing_ok=True)
         for picture in PICTURES:
             self.picture(picture).unlink(missing_ok=True)
 
@@ -85,3 +101,8 @@ class RunFolder:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON that appears whole or not at all."""
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write text that appears whole or not at all."""
+    write_whole(path, content.encode())
