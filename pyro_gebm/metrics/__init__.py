@@ -1,10 +1,34 @@
 """Scores of samples; all of them need nothing but tensors."""
 
 from pyro_gebm.metrics.classifier import Classifier, train_classifier
+from pyro_gebm.metrics.coverage import (
+    DensityCoverage,
+    PrecisionRecall,
+    density_coverage,
+    precision_recall,
+)
 from pyro_gebm.metrics.discrepancy import MMD, mmd
-from pyro_gebm.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from pyro_gebm.metrics.features import (
+    FeatureExtractor,
+    FeatureProtocol,
+    StoredStatistics,
+    classifier_features,
+    identity_features,
+    load_statistics,
+    save_statistics,
+    weights_sha256,
+)
+from pyro_gebm.metrics.frechet import FrechetEstimate, frechet_distance, frechet_with_error
 from pyro_gebm.metrics.held_out import Estimate, HeldOutBound, held_out_bound
+from pyro_gebm.metrics.inception import inception_features, score_name
+from pyro_gebm.metrics.kid import KernelDistance, kernel_distance
 from pyro_gebm.metrics.modes import ModeSummary, label_modes, mode_summary
+from pyro_gebm.metrics.moments import (
+    FeatureStatistics,
+    StatisticsStream,
+    feature_statistics,
+    merge_statistics,
+)
 from pyro_gebm.metrics.partition import (
     ImportanceLogZ,
     LogPartitionEstimates,
@@ -35,35 +59,55 @@ __all__ = [
     "MMD",
     "AnnealedLogZ",
     "Classifier",
+    "DensityCoverage",
     "EnergyDistanceScorer",
     "Estimate",
+    "FeatureExtractor",
+    "FeatureProtocol",
     "FeatureStatistics",
+    "FrechetEstimate",
     "FrechetScorer",
     "HeldOutBound",
     "ImportanceLogZ",
+    "KernelDistance",
     "LogPartitionEstimates",
     "MeanSpread",
     "ModeSummary",
     "PermutationTest",
+    "PrecisionRecall",
     "RelativeScore",
     "Scorer",
+    "StatisticsStream",
+    "StoredStatistics",
     "annealed_log_z",
     "class_occupancy",
+    "classifier_features",
+    "density_coverage",
     "energy_distance",
     "feature_statistics",
     "frechet_distance",
+    "frechet_with_error",
     "held_out_bound",
+    "identity_features",
     "importance_log_z",
+    "inception_features",
+    "kernel_distance",
     "label_modes",
+    "load_statistics",
     "log_partition_estimates",
+    "merge_statistics",
     "mmd",
     "mode_occupancy",
     "mode_share",
     "mode_summary",
     "occupancy_distance",
     "permutation_test",
+    "precision_recall",
     "relative_score",
+    "save_statistics",
+    "score_name",
     "sliced_wasserstein",
     "smc_log_z",
     "train_classifier",
+    "weights_sha256",
 ]

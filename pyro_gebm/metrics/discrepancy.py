@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._checks import check_finite, check_in_range
+from pyro_gebm.metrics.scores import distances
 
 MAX_POOLED = 4096
 """Points whose pairwise matrix is held at once: 128 MiB in float64."""
@@ -80,12 +81,6 @@ def choose_bandwidth(pooled: Tensor, bandwidth: float | None) -> float:
 def gaussian_kernel(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
     """exp(-|x_i - y_j|²/2h²), (N, d) and (M, d) -> (N, M)."""
     return (distances(x, y) / bandwidth).square_().mul_(-0.5).exp_()
-
-
-def distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|, (N, d) and (M, d) -> (N, M)."""
-    # cdist by matrix products loses half the digits of small distances; this mode does not.
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def flat_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,10 @@ from pyro_gebm._checks import check_choice, check_count
 from pyro_gebm.metrics.discrepancy import (
     MAX_POOLED,
     choose_bandwidth,
-    distances,
     flat_pair,
     gaussian_kernel,
 )
+from pyro_gebm.metrics.scores import directions, distances
 
 STATISTICS = ("energy", "mmd", "sliced_wasserstein")
 """The statistics by name."""
@@ -187,9 +187,7 @@ def _sliced(x: Tensor, y: Tensor, num_directions: int, generator: torch.Generato
             f"x, y: expected samples of one size for sliced_wasserstein; got {len(x)} and "
             f"{len(y)}; draw as many of one as of the other"
         )
-    size = (x.shape[1], num_directions)
-    theta = torch.randn(size, generator=generator, device=generator.device, dtype=x.dtype)
-    theta = (theta / theta.norm(dim=0)).to(x.device)
+    theta = directions(x, num_directions, generator)
     places, points = (torch.cat([x, y]) @ theta).T.contiguous().sort(dim=1)  # (L, n) each
 
     at_once = max(1, _GATHERED // places.numel())

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from pyro_gebm._checks import check_count
 from pyro_gebm.metrics.frechet import feature_statistics, frechet_distance
-from pyro_gebm.metrics.scores import energy_distance
+from pyro_gebm.metrics.scores import (
+    check_points,
+    check_same_width,
+    distance_between,
+    distance_within,
+    energy_distance,
+)
 
 
 class MeanSpread(NamedTuple):
@@ -139,11 +145,15 @@ class EnergyDistanceScorer:
     """
 
     def __init__(self, reference: Tensor) -> None:
-        self._reference = reference
+        check_points("reference", reference, minimum=2)
+        self._reference, self._within = reference, distance_within(reference)
 
     def score(self, x: Tensor) -> float:
         """Energy distance between samples (N, d), N >= 2, and the reference."""
-        return energy_distance(x, self._reference)
+        check_points("x", x, minimum=2)
+        check_same_width("x", x, self._reference)
+        between = distance_between(x, self._reference)
+        return 2 * between - distance_within(x) - self._within
 
     def floor(self, *, generator: torch.Generator, repeats: int = 20) -> MeanSpread:
         """Distance between random disjoint halves of the reference; about 0, being unbiased.

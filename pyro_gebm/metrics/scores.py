@@ -93,14 +93,20 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
         >>> energy_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[4.0], [5.0]]))
         6.0
     """
-    _check_points("x", x, minimum=2)
-    _check_points("y", y, minimum=2)
-    _check_same_width("energy_distance", x, y)
-    x, y = x.detach().double(), y.detach().double()
-    between = _distance_sum(x, y) / (len(x) * len(y))
-    within_x = _distance_sum(x, x) / (len(x) * (len(x) - 1))
-    within_y = _distance_sum(y, y) / (len(y) * (len(y) - 1))
-    return 2 * between - within_x - within_y
+    check_points("x", x, minimum=2)
+    check_points("y", y, minimum=2)
+    check_same_width("energy_distance", x, y)
+    return 2 * distance_between(x, y) - distance_within(x) - distance_within(y)
+
+
+def distance_between(x: Tensor, y: Tensor) -> float:
+    """Mean distance of a point of ``x`` (N, d) from one of ``y`` (M, d)."""
+    return _distance_sum(x, y) / (len(x) * len(y))
+
+
+def distance_within(x: Tensor) -> float:
+    """Mean distance of two different points of ``x`` (N, d)."""
+    return _distance_sum(x, x) / (len(x) * (len(x) - 1))
 
 
 def sliced_wasserstein(
@@ -141,12 +147,17 @@ def sliced_wasserstein(
             f"{tuple(y.shape)}; draw as many samples of one as of the other"
         )
     x, y = (sample.reshape(len(sample), -1).double() for sample in (x, y))
-    theta = torch.randn(
-        x.shape[1], num_directions, generator=generator, device=generator.device, dtype=x.dtype
-    )
-    theta = (theta / theta.norm(dim=0)).to(x.device)
+    theta = directions(x, num_directions, generator)
     apart = (x @ theta).sort(dim=0).values - (y @ theta).sort(dim=0).values
     return float(apart.square().mean().sqrt())
+
+
+def directions(x: Tensor, num_directions: int, generator: torch.Generator) -> Tensor:
+    """Uniform on the unit sphere of points ``x`` (N, d), (d, num_directions)."""
+    size = (x.shape[1], num_directions)
+    theta = torch.randn(size, generator=generator, device=generator.device, dtype=x.dtype)
+    unit: Tensor = theta / theta.norm(dim=0)
+    return unit.to(x.device)
 
 
 def mode_share(x: Tensor, modes: Tensor, radius: float) -> float:
@@ -201,29 +212,33 @@ def mode_occupancy(x: Tensor, modes: Tensor) -> Tensor:
 
 def _to_modes(x: Tensor, modes: Tensor) -> Tensor:
     """Distances (N, K) of every point to every mode."""
-    _check_points("x", x)
-    _check_points("modes", modes)
-    _check_same_width("modes", x, modes)
-    return _distances(x.detach().double(), modes.to(x.device).double())
+    check_points("x", x)
+    check_points("modes", modes)
+    check_same_width("modes", x, modes)
+    return distances(x.detach().double(), modes.to(x.device).double())
 
 
-def _distances(x: Tensor, y: Tensor) -> Tensor:
+def distances(x: Tensor, y: Tensor) -> Tensor:
+    """Euclidean, (N, M) of points (N, d) and (M, d)."""
     # cdist by matrix products loses half the digits of small distances; this mode does not.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _distance_sum(x: Tensor, y: Tensor) -> float:
-    return math.fsum(float(_distances(rows, y).sum()) for rows in torch.split(x, _CHUNK))
+    x, y = x.detach().double(), y.detach().double()
+    return math.fsum(float(distances(rows, y).sum()) for rows in torch.split(x, _CHUNK))
 
 
-def _check_points(name: str, points: Tensor, minimum: int = 1) -> None:
+def check_points(name: str, points: Tensor, minimum: int = 1) -> None:
+    """Raise ``ValueError`` unless points are finite (N, d), N >= ``minimum``."""
     check_dims(name, points, 2, "(N, d)")
     if len(points) < minimum:
         raise ValueError(f"{name}: expected at least {minimum} points; got {len(points)}")
     check_finite(name, points)
 
 
-def _check_same_width(name: str, x: Tensor, y: Tensor) -> None:
+def check_same_width(name: str, x: Tensor, y: Tensor) -> None:
+    """Raise ``ValueError`` unless both are points of one dimension."""
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f"{name}: expected points of one dimension; got {tuple(x.shape)} and {tuple(y.shape)}"
