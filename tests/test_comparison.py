@@ -124,7 +124,8 @@ def test_stationary_scores_are_those_of_exact_draws(found, null, kernel):
     assert abs(summary.end.mean - mean) < 4 * sd / math.sqrt(2)
     # The floor, halves of 400, is as near to 0 as the sets are, on the scale of the base.
     assert abs(summary.stationary.mean - found.floor.mean) < 0.01 * found.base.score.mean
-    assert summary.rhat < 1.05 and summary.divergent_share == 0
+    # Of some 25 draws a chain.
+    assert summary.rhat < 1.1 and summary.divergent_share == 0
     assert 0.6 < summary.acceptance < 1
 
 
