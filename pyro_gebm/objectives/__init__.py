@@ -15,6 +15,7 @@ from pyro_gebm.objectives.kale import (
     base_loss_self_normalized,
     donsker_varadhan,
     kale_bound,
+    kale_loss,
     log_partition_estimate,
 )
 from pyro_gebm.objectives.penalties import (
@@ -37,6 +38,7 @@ __all__ = [
     "importance_ess",
     "interpolate",
     "kale_bound",
+    "kale_loss",
     "log_partition_estimate",
     "self_normalized_weights",
     "slope_penalty",

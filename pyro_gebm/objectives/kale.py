@@ -72,12 +72,30 @@ def kale_bound(
         >>> kale_bound(real, base, -2.0)  # c = log Z: equal to donsker_varadhan(real, base)
         tensor(1.5000)
     """
+    return -kale_loss(energy_real, energy_base, log_partition, linear_from=linear_from)
+
+
+def kale_loss(
+    energy_real: Tensor,
+    energy_base: Tensor,
+    log_partition: Tensor | float,
+    *,
+    linear_from: float = math.inf,
+) -> Tensor:
+    """-``kale_bound``, to be minimised, without the operations that its signs would cost.
+
+    Example:
+        >>> import torch
+        >>> real, base = torch.tensor([0.0, 1.0]), torch.tensor([2.0, 2.0])
+        >>> kale_loss(real, base, -2.0)
+        tensor(-1.5000)
+    """
     check_energies("energy_real", energy_real)
     check_energies("energy_base", energy_base)
     check_log_partition(log_partition)
     _check_linear_from(linear_from)
     weights = _exp_then_linear(-(energy_base + log_partition), linear_from)
-    return 1 - (energy_real + log_partition).mean() - weights.mean()
+    return (energy_real + log_partition).mean() + weights.mean() - 1
 
 
 def donsker_varadhan(energy_real: Tensor, energy_base: Tensor) -> Tensor:

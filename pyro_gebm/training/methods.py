@@ -14,7 +14,7 @@ from pyro_gebm.objectives import (
     contrastive_loss,
     gan_base_loss,
     gan_energy_loss,
-    kale_bound,
+    kale_loss,
     self_normalized_weights,
     wgan_base_loss,
     wgan_energy_loss,
@@ -55,7 +55,7 @@ class Kale(Method):
 
     def energy_loss(self, real: Tensor, base: Tensor, c: Tensor, log_z: Tensor) -> Tensor:
         """-F(E, c)."""
-        return -kale_bound(real, base, c, linear_from=self._linear_from)
+        return kale_loss(real, base, c, linear_from=self._linear_from)
 
     def base_loss(self, base: Tensor, c: Tensor, log_z: Tensor) -> Tensor:
         """The part of F that the base moves, or -log Z of the batch."""
