@@ -89,14 +89,24 @@ class GEBM(nn.Module):
         """log dQ/dB (x) = -E(x) - c, (B, ...) -> (B,), with the learned c in place of log Z."""
         return -self.evaluate_energy(x) - self.log_partition
 
-    def model(self, beta: float = 1.0) -> Tensor:
+    def model(self, beta: float = 1.0, *, name: str = "z") -> Tensor:
         """The Pyro model: ``z`` ~ η, ``neg_energy`` as a factor, ``x`` = G(z) deterministic.
 
         Its log density at z is -U_β(z). Networks are evaluated in eval mode and without
-        parameter gradients, whatever mode they were left in.
+        parameter gradients, whatever mode they were left in. Several GEBMs live in one model
+        under a ``name`` each; within plates every member has its own z.
+
+        Args:
+            beta: inverse temperature β of the energy.
+            name: of the latent site. The two others are called ``neg_energy`` and ``x``, and
+                behind another name than "z", ``<name>.neg_energy`` and ``<name>.x``.
 
         Returns:
             x, of the data's shape (behind the batch dimensions of z, if any).
+
+        Raises:
+            ValueError: ``name`` is not a name, or the site is held at a value that is no
+                latent: another D, dtype or device.
 
         Example:
             >>> from pyro_gebm.base import StandardNormal
@@ -105,16 +115,36 @@ class GEBM(nn.Module):
             >>> z = trace.nodes["z"]["value"]
             >>> bool(torch.isclose(trace.log_prob_sum(), -gebm.potential_fn(z)))
             True
+            >>> list(pyro.poutine.trace(gebm.model).get_trace(name="left").stochastic_nodes)
+            ['left']
         """
-        z = pyro.sample("z", self.base.latent_prior.distribution)
+        scope = _scope(name)
+        z = self._check_latent(name, pyro.sample(name, self.base.latent_prior.distribution))
         # Detached, not switched off: torch.func.vmap refuses requires_grad_ within.
         constants = {name: parameter.detach() for name, parameter in self.named_parameters()}
         with self.evaluating():
             x, energy = torch.func.functional_call(self, constants, (z,))
         assert isinstance(x, Tensor)
-        pyro.factor("neg_energy", -beta * energy)
-        pyro.deterministic("x", x, event_dim=x.ndim - z.ndim + 1)
+        pyro.factor(f"{scope}neg_energy", -beta * energy)
+        pyro.deterministic(f"{scope}x", x, event_dim=x.ndim - z.ndim + 1)
         return x
+
+    def _check_latent(self, name: str, z: object) -> Tensor:
+        """What a site holds, which the user may have set by condition, do or a guide."""
+        like = self.base.latent_prior.like
+        if not isinstance(z, Tensor):
+            raise ValueError(f"site {name!r}: expected a tensor; got {type(z).__name__}")
+        if z.ndim == 0 or z.shape[-1] != self.latent_dim:
+            raise ValueError(
+                f"site {name!r}: expected shape (..., {self.latent_dim}); got {tuple(z.shape)}; "
+                "give latents of this GEBM"
+            )
+        if (z.dtype, z.device) != (like.dtype, like.device):
+            raise ValueError(
+                f"site {name!r}: expected {like.dtype} on {like.device}, as its prior; got "
+                f"{z.dtype} on {z.device}; convert it with .to()"
+            )
+        return z
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x = G(z) and E(x), (..., D) -> (..., *data shape) and (...)."""
@@ -150,6 +180,14 @@ class GEBM(nn.Module):
         finally:
             for parameter, need in needs:
                 parameter.requires_grad_(need)
+
+
+def _scope(name: str) -> str:
+    """What stands before the names of a model's other sites."""
+    given: object = name
+    if not isinstance(given, str) or not given:
+        raise ValueError(f'name: expected the name of a site, such as "z"; got {name!r}')
+    return "" if name == "z" else f"{name}."
 
 
 def check_beta(beta: float) -> float:

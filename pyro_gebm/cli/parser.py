@@ -137,7 +137,7 @@ def _add_compare(subparsers: Subparsers) -> None:
         "--global-moves", choices=["auto", "off"], default="off", help="jumps beside each kernel"
     )
     text = "chains, in one batch; their positions are the set that is scored"
-    compare.add_argument("--num-chains", type=_count, default=256, help=text)
+    compare.add_argument("--num-chains", type=_count, default=1000, help=text)
     text = "transitions of warm-up; by the number of chains"
     compare.add_argument("--warmup-steps", type=_count, default=None, help=text)
     compare.add_argument("--out", default=None, help="folder to write to; the run's own by default")
