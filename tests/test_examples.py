@@ -7,33 +7,44 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def test_five_seeds_prints_a_row_per_seed_and_the_medians(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "five_seeds.py"), "--smoke", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def rows_of(name: str, out: Path, *options: str) -> list[list[str]]:
+    """The cells of the tables that an example prints."""
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--smoke", "--out", str(out)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert [row.split("|")[1].strip() for row in rows] == ["seed", "0", "**median**"]
-    assert len({row.count("|") for row in rows}) == 1, "columns line up"
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_five_seeds_prints_a_row_per_seed_and_the_medians(tmp_path: Path) -> None:
+    rows = rows_of("five_seeds", tmp_path)
+    assert [row[0] for row in rows] == ["seed", "0", "**median**"]
+    assert len({len(row) for row in rows}) == 1, "columns line up"
     assert (tmp_path / "0" / "samples.png").exists()
 
 
 def test_training_choices_prints_a_row_per_way(tmp_path: Path) -> None:
     ways = ["alternating", "joint (one stage)", "EBM in data space"]
-    script = str(EXAMPLES / "training_choices.py")
-    command = [sys.executable, script, "--smoke", "--out", str(tmp_path), "--ways", *ways]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    rows = rows_of("training_choices", tmp_path, "--ways", *ways)
     tables = 3  # one per metric
-    assert [row.split("|")[1].strip() for row in rows] == ["way", *ways] * tables
-    assert len({row.count("|") for row in rows}) == 1, "columns line up"
+    assert [row[0] for row in rows] == ["way", *ways] * tables
+    assert len({len(row) for row in rows}) == 1, "columns line up"
 
 
 def test_log_partition_prints_errors_and_draws_them(tmp_path: Path) -> None:
-    script = str(EXAMPLES / "log_partition.py")
-    command = [sys.executable, script, "--smoke", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert rows[0] == "| steps | batch | c | ESS |" and len(rows) == 1 + 8
+    rows = rows_of("log_partition", tmp_path)
+    assert rows[0] == ["steps", "batch", "c", "ESS"] and len(rows) == 1 + 8
     assert (tmp_path / "log_partition.png").stat().st_size > 0
+
+
+def test_patch_dimension_prints_both_tables(tmp_path: Path) -> None:
+    rows = rows_of("patch_dimension", tmp_path)
+    assert rows[0][:2] == ["p", "3 p²"] and len(rows) == 4 + 1 + 3 * 2
+    assert (tmp_path / "patch_dimension.png").stat().st_size > 0
+
+
+def test_memorisation_scores_every_set(tmp_path: Path) -> None:
+    rows = rows_of("memorisation", tmp_path)
+    sets = ["samples", "copies", "fresh data", "base", "model", "minima"]
+    assert [row[0] for row in rows] == sets
+    assert (tmp_path / "minima.png").stat().st_size > 0

@@ -7,6 +7,12 @@ from pyro_gebm.metrics.coverage import (
     density_coverage,
     precision_recall,
 )
+from pyro_gebm.metrics.dimension import (
+    DimensionCurve,
+    IntrinsicDimension,
+    intrinsic_dimension,
+    intrinsic_dimension_curve,
+)
 from pyro_gebm.metrics.discrepancy import MMD, mmd
 from pyro_gebm.metrics.features import (
     FeatureExtractor,
@@ -22,6 +28,13 @@ from pyro_gebm.metrics.frechet import FrechetEstimate, frechet_distance, frechet
 from pyro_gebm.metrics.held_out import Estimate, HeldOutBound, held_out_bound
 from pyro_gebm.metrics.inception import inception_features, score_name
 from pyro_gebm.metrics.kid import KernelDistance, kernel_distance
+from pyro_gebm.metrics.memorisation import (
+    MemorisationScore,
+    TrainingShare,
+    memorisation_score,
+    training_share,
+)
+from pyro_gebm.metrics.minima import EnergyMinima, energy_minima
 from pyro_gebm.metrics.modes import ModeSummary, label_modes, mode_summary
 from pyro_gebm.metrics.moments import (
     FeatureStatistics,
@@ -29,6 +42,7 @@ from pyro_gebm.metrics.moments import (
     feature_statistics,
     merge_statistics,
 )
+from pyro_gebm.metrics.neighbours import Neighbours, nearest_neighbours
 from pyro_gebm.metrics.partition import (
     ImportanceLogZ,
     LogPartitionEstimates,
@@ -60,7 +74,9 @@ __all__ = [
     "AnnealedLogZ",
     "Classifier",
     "DensityCoverage",
+    "DimensionCurve",
     "EnergyDistanceScorer",
+    "EnergyMinima",
     "Estimate",
     "FeatureExtractor",
     "FeatureProtocol",
@@ -69,21 +85,26 @@ __all__ = [
     "FrechetScorer",
     "HeldOutBound",
     "ImportanceLogZ",
+    "IntrinsicDimension",
     "KernelDistance",
     "LogPartitionEstimates",
     "MeanSpread",
+    "MemorisationScore",
     "ModeSummary",
+    "Neighbours",
     "PermutationTest",
     "PrecisionRecall",
     "RelativeScore",
     "Scorer",
     "StatisticsStream",
     "StoredStatistics",
+    "TrainingShare",
     "annealed_log_z",
     "class_occupancy",
     "classifier_features",
     "density_coverage",
     "energy_distance",
+    "energy_minima",
     "feature_statistics",
     "frechet_distance",
     "frechet_with_error",
@@ -91,15 +112,19 @@ __all__ = [
     "identity_features",
     "importance_log_z",
     "inception_features",
+    "intrinsic_dimension",
+    "intrinsic_dimension_curve",
     "kernel_distance",
     "label_modes",
     "load_statistics",
     "log_partition_estimates",
+    "memorisation_score",
     "merge_statistics",
     "mmd",
     "mode_occupancy",
     "mode_share",
     "mode_summary",
+    "nearest_neighbours",
     "occupancy_distance",
     "permutation_test",
     "precision_recall",
@@ -109,5 +134,6 @@ __all__ = [
     "sliced_wasserstein",
     "smc_log_z",
     "train_classifier",
+    "training_share",
     "weights_sha256",
 ]
