@@ -7,6 +7,7 @@ KALE, sample the latent posterior with many chains at once, diagnose the draws w
 from pyro_gebm._version import __version__
 from pyro_gebm.base import Base, LatentPrior, StandardNormal, UniformPrior
 from pyro_gebm.comparison import compare
+from pyro_gebm.gan import from_gan
 from pyro_gebm.mcmc import HMC, IMH, MALA, NUTS, ChEES, GlobalMoves, Kinetic, Langevin
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling import MCMC, as_pyro_kernel, generate, sample
@@ -43,6 +44,7 @@ __all__ = [
     "__version__",
     "as_pyro_kernel",
     "compare",
+    "from_gan",
     "generate",
     "load",
     "sample",

@@ -7,10 +7,11 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def rows_of(name: str, out: Path, *options: str) -> list[list[str]]:
+def rows_of(name: str, out: Path | None, *options: str) -> list[list[str]]:
     """The cells of the tables that an example prints."""
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--smoke", "--out", str(out)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--smoke", *options]
+    command += [] if out is None else ["--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
@@ -48,3 +49,8 @@ def test_memorisation_scores_every_set(tmp_path: Path) -> None:
     sets = ["samples", "copies", "fresh data", "base", "model", "minima"]
     assert [row[0] for row in rows] == sets
     assert (tmp_path / "minima.png").stat().st_size > 0
+
+
+def test_improve_a_gan_has_a_row_per_method() -> None:
+    rows = rows_of("improve_a_gan", None)
+    assert len(rows) == 21 and len({len(row) for row in rows}) == 1
