@@ -7,6 +7,7 @@ KALE, sample the latent posterior with many chains at once, diagnose the draws w
 from pyro_gebm._version import __version__
 from pyro_gebm.base import Base, LatentPrior, StandardNormal, UniformPrior
 from pyro_gebm.comparison import compare
+from pyro_gebm.flows import NSF, NVP, FreeEnergy, flow_base, log_prob
 from pyro_gebm.gan import from_gan
 from pyro_gebm.mcmc import HMC, IMH, MALA, NUTS, ChEES, GlobalMoves, Kinetic, Langevin
 from pyro_gebm.model import GEBM
@@ -27,10 +28,13 @@ __all__ = [
     "IMH",
     "MALA",
     "MCMC",
+    "NSF",
     "NUTS",
+    "NVP",
     "Base",
     "ChEES",
     "CheckpointError",
+    "FreeEnergy",
     "GlobalMoves",
     "Kinetic",
     "Langevin",
@@ -44,9 +48,11 @@ __all__ = [
     "__version__",
     "as_pyro_kernel",
     "compare",
+    "flow_base",
     "from_gan",
     "generate",
     "load",
+    "log_prob",
     "sample",
     "save",
 ]

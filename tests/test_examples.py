@@ -54,3 +54,9 @@ def test_memorisation_scores_every_set(tmp_path: Path) -> None:
 def test_improve_a_gan_has_a_row_per_method() -> None:
     rows = rows_of("improve_a_gan", None)
     assert len(rows) == 21 and len({len(row) for row in rows}) == 1
+
+
+def test_flow_density_compares_three_models(tmp_path: Path) -> None:
+    rows = rows_of("flow_density", tmp_path / "table.md")
+    models = ["flow by maximum likelihood", "GEBM, residual energy", "GEBM, free energy"]
+    assert [row[0] for row in rows] == ["model", *models]

@@ -21,6 +21,7 @@ FLOORS = {
     "metrics": 3,
     "base": 2,
     "model": 2,
+    "flows": 2,
     "nets": 1,
     "objectives": 1,
     "mcmc": 1,
@@ -31,7 +32,7 @@ FLOORS = {
     "_checks": 0,
     "_version": 0,
 }
-SAME_FLOOR = {("model", "base")}
+SAME_FLOOR = {("model", "base"), ("flows", "base")}
 NEVER = {("model", "mcmc")}
 PUBLIC_API_USERS = {"cli"}  # above everything that __init__ imports
 ARVIZ_ROOM = "inference_data"

@@ -55,6 +55,8 @@ CASES = [
         (2,),
         (),
     ),
+    (NetworkSpec("nvp", {"dim": 3, "transforms": 3, "hidden": [5]}), (3,), (3,)),
+    (NetworkSpec("nsf", {"dim": 3, "transforms": 3, "hidden": [5], "bins": 4}), (3,), (3,)),
 ]
 
 

@@ -28,6 +28,14 @@ from pyro_gebm.metrics.frechet import FrechetEstimate, frechet_distance, frechet
 from pyro_gebm.metrics.held_out import Estimate, HeldOutBound, held_out_bound
 from pyro_gebm.metrics.inception import inception_features, score_name
 from pyro_gebm.metrics.kid import KernelDistance, kernel_distance
+from pyro_gebm.metrics.likelihood import (
+    LogLikelihood,
+    TrustedLogZ,
+    UntrustedLogZError,
+    log_density,
+    log_likelihood,
+    trusted_log_z,
+)
 from pyro_gebm.metrics.memorisation import (
     MemorisationScore,
     TrainingShare,
@@ -43,6 +51,7 @@ from pyro_gebm.metrics.moments import (
     merge_statistics,
 )
 from pyro_gebm.metrics.neighbours import Neighbours, nearest_neighbours
+from pyro_gebm.metrics.pareto import tail_shape
 from pyro_gebm.metrics.partition import (
     ImportanceLogZ,
     LogPartitionEstimates,
@@ -87,6 +96,7 @@ __all__ = [
     "ImportanceLogZ",
     "IntrinsicDimension",
     "KernelDistance",
+    "LogLikelihood",
     "LogPartitionEstimates",
     "MeanSpread",
     "MemorisationScore",
@@ -99,6 +109,8 @@ __all__ = [
     "StatisticsStream",
     "StoredStatistics",
     "TrainingShare",
+    "TrustedLogZ",
+    "UntrustedLogZError",
     "annealed_log_z",
     "class_occupancy",
     "classifier_features",
@@ -117,6 +129,8 @@ __all__ = [
     "kernel_distance",
     "label_modes",
     "load_statistics",
+    "log_density",
+    "log_likelihood",
     "log_partition_estimates",
     "memorisation_score",
     "merge_statistics",
@@ -133,7 +147,9 @@ __all__ = [
     "score_name",
     "sliced_wasserstein",
     "smc_log_z",
+    "tail_shape",
     "train_classifier",
     "training_share",
+    "trusted_log_z",
     "weights_sha256",
 ]

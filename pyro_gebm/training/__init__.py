@@ -7,6 +7,7 @@ from pyro_gebm.training.convex import EnergySolution, SolverError, solve_energy
 from pyro_gebm.training.guard import TrainingError
 from pyro_gebm.training.infos import EnergyInfo, Seconds, StepInfo
 from pyro_gebm.training.interrupt import deferred_interrupt
+from pyro_gebm.training.max_likelihood import FlowConfig, FlowInfo, fit_flow, mean_nll
 from pyro_gebm.training.monitor import HeldOut
 from pyro_gebm.training.parts import ChainsConfig, GuardConfig, ReplayConfig
 from pyro_gebm.training.processes import Processes, processes
@@ -18,6 +19,8 @@ __all__ = [
     "Checkpoints",
     "EnergyInfo",
     "EnergySolution",
+    "FlowConfig",
+    "FlowInfo",
     "GuardConfig",
     "HeldOut",
     "Processes",
@@ -29,7 +32,9 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "deferred_interrupt",
+    "fit_flow",
     "load",
+    "mean_nll",
     "processes",
     "save",
     "solve_energy",

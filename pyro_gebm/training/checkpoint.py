@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pyro_gebm.base import Base, Prior, StandardNormal, UniformPrior
+from pyro_gebm.flows import FreeEnergy
 from pyro_gebm.model import GEBM
 from pyro_gebm.nets import Network, NetworkSpec, build
 from pyro_gebm.training import container
@@ -15,6 +16,7 @@ from pyro_gebm.training.container import CheckpointError
 __all__ = ["CheckpointError", "load", "save"]
 
 PARTS = {"generator", "energy", "latent_prior", "state"}
+FREE = "FreeEnergy"
 
 
 def save(gebm: GEBM, path: str | Path) -> None:
@@ -34,7 +36,7 @@ def save(gebm: GEBM, path: str | Path) -> None:
     """
     content = {
         "generator": _network_spec(gebm.base.generator),
-        "energy": _network_spec(gebm.energy),
+        "energy": _energy_spec(gebm.energy),
         "latent_prior": _prior_spec(gebm.base.latent_prior),
         "state": gebm.state_dict(),
     }
@@ -55,7 +57,7 @@ def load(
         path: the file.
         generator: a network of the saved architecture, where it is not one of
             ``pyro_gebm.nets``; its weights are replaced.
-        energy: likewise.
+        energy: likewise; where the saved one is a ``FreeEnergy``, its r.
         latent_prior: the prior, where it is neither ``StandardNormal`` nor ``UniformPrior``.
         map_location: device of the model.
 
@@ -80,13 +82,11 @@ def load(
         True
     """
     saved = container.read(path, "model", PARTS)
-    gebm = GEBM(
-        Base(
-            _rebuild_network("generator", saved["generator"]) if generator is None else generator,
-            _rebuild_prior(saved["latent_prior"]) if latent_prior is None else latent_prior,
-        ),
-        _rebuild_network("energy", saved["energy"]) if energy is None else energy,
+    base = Base(
+        _rebuild_network("generator", saved["generator"]) if generator is None else generator,
+        _rebuild_prior(saved["latent_prior"]) if latent_prior is None else latent_prior,
     )
+    gebm = GEBM(base, _rebuild_energy(saved["energy"], energy, base))
     state = saved["state"]
     try:
         gebm.to(dtype=state["log_partition"].dtype).load_state_dict(state)
@@ -111,6 +111,21 @@ def _rebuild_network(role: str, spec: tuple[str, dict[str, Any] | None]) -> nn.M
             f"load(..., {role}=...) a network of the same architecture"
         )
     return build(NetworkSpec(name, options))
+
+
+def _energy_spec(energy: nn.Module) -> tuple[str, Any]:
+    if isinstance(energy, FreeEnergy):
+        return FREE, _network_spec(energy.r)
+    return _network_spec(energy)
+
+
+def _rebuild_energy(spec: tuple[str, Any], given: nn.Module | None, base: Base) -> nn.Module:
+    name, inner = spec
+    if name != FREE or inner is None:
+        return _rebuild_network("energy", spec) if given is None else given
+    if isinstance(given, FreeEnergy):
+        given = given.r
+    return FreeEnergy(_rebuild_network("energy", inner) if given is None else given, base)
 
 
 def _prior_spec(prior: Prior) -> tuple[str, dict[str, float]]:
