@@ -9,6 +9,7 @@ from pyro_gebm.base import Base, LatentPrior, StandardNormal, UniformPrior
 from pyro_gebm.comparison import compare
 from pyro_gebm.flows import NSF, NVP, FreeEnergy, flow_base, log_prob
 from pyro_gebm.gan import from_gan
+from pyro_gebm.inverse import log_evidence, posterior_images, sample_many
 from pyro_gebm.mcmc import HMC, IMH, MALA, NUTS, ChEES, GlobalMoves, Kinetic, Langevin
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling import MCMC, as_pyro_kernel, generate, sample
@@ -52,7 +53,10 @@ __all__ = [
     "from_gan",
     "generate",
     "load",
+    "log_evidence",
     "log_prob",
+    "posterior_images",
     "sample",
+    "sample_many",
     "save",
 ]

@@ -60,3 +60,8 @@ def test_flow_density_compares_three_models(tmp_path: Path) -> None:
     rows = rows_of("flow_density", tmp_path / "table.md")
     models = ["flow by maximum likelihood", "GEBM, residual energy", "GEBM, free energy"]
     assert [row[0] for row in rows] == ["model", *models]
+
+
+def test_denoising_tells_coverage(tmp_path: Path) -> None:
+    assert len(rows_of("denoise_unknown_scale", tmp_path)) > 1
+    assert (tmp_path / "denoised.png").stat().st_size > 0
