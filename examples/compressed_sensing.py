@@ -11,15 +11,13 @@
 #     python examples/compressed_sensing.py --smoke
 
 # %%
-import argparse
 import time
 import warnings
 from functools import partial
-from pathlib import Path
 
 import pyro
 import torch
-from inpainting import draw_rows, get_model
+from inpainting import draw_rows, get_arguments, get_model
 from torch import Tensor
 
 import pyro_gebm as pg
@@ -60,14 +58,7 @@ def invert(gebm: pg.GEBM, operator: RandomProjection, y: Tensor, starts: int, st
 
 # %%
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compressed sensing with a GEBM as prior.")
-    parser.add_argument("--run", type=Path, help="a run folder of pyro-gebm train or demo")
-    parser.add_argument("--out", type=Path, default=Path("runs/compressed_sensing"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="a toy-sized run")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    arguments = get_arguments("Compressed sensing with a GEBM as prior.", "runs/compressed_sensing")
     seed, smoke = arguments.seed, arguments.smoke
     gebm, real = get_model(arguments.run, seed, smoke)
     torch.manual_seed(seed)

@@ -13,15 +13,13 @@
 #     python examples/denoise_unknown_scale.py --smoke
 
 # %%
-import argparse
 import warnings
 from functools import partial
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import torch
-from inpainting import draw_rows, get_model, model_digits
+from inpainting import draw_rows, get_arguments, get_model, model_digits
 from torch import Tensor
 
 import pyro_gebm as pg
@@ -54,14 +52,9 @@ def row(
 
 # %%
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Denoising with a noise scale to be found.")
-    parser.add_argument("--run", type=Path, help="a run folder of pyro-gebm train or demo")
-    parser.add_argument("--out", type=Path, default=Path("runs/denoise_unknown_scale"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="a toy-sized run")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    arguments = get_arguments(
+        "Denoising with a noise scale to be found.", "runs/denoise_unknown_scale"
+    )
     seed, smoke = arguments.seed, arguments.smoke
     gebm, real = get_model(arguments.run, seed, smoke)
     torch.manual_seed(seed)

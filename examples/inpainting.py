@@ -35,13 +35,28 @@ from pyro_gebm.inverse import interval_coverage, posterior_images, posterior_x, 
 from pyro_gebm.operators import Mask, gaussian_noise, observe
 
 
-def get_model(run: Path | None, seed: int, smoke: bool) -> tuple[pg.GEBM, Tensor]:
+def get_arguments(description: str, out: str) -> argparse.Namespace:
+    """What the examples on digits are told; the folder to write to is there."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--run", type=Path, help="a run folder of pyro-gebm train or demo")
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="a toy-sized run")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    return arguments
+
+
+def get_model(
+    run: Path | None, seed: int, smoke: bool, base_steps: int = 2000
+) -> tuple[pg.GEBM, Tensor]:
     """The GEBM of a run, or one trained now, and held-out digits (N, 1, 8, 8)."""
     problem = load_problem("digits", seed)
     if run is not None:
         return pg.load(run / "gebm.pt").eval(), problem.test
     torch.manual_seed(seed)
-    steps = {"base_steps": 30, "refit_steps": 30} if smoke else {"base_steps": 2000}
+    steps = {"base_steps": 30, "refit_steps": 30} if smoke else {"base_steps": base_steps}
     config = replace(problem.training, evaluate_every=0, **steps)
     loader = BatchLoader(problem.train, 128, generator=torch.Generator().manual_seed(seed + 1))
     trainer = pg.Trainer(build_model(problem), config)
@@ -112,14 +127,7 @@ def coverage_row(name: str, idata: InferenceData, gebm: pg.GEBM, truth: Tensor, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Inpainting with a GEBM as prior.")
-    parser.add_argument("--run", type=Path, help="a run folder of pyro-gebm train or demo")
-    parser.add_argument("--out", type=Path, default=Path("runs/inpainting"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="a toy-sized run")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    arguments = get_arguments("Inpainting with a GEBM as prior.", "runs/inpainting")
     seed, smoke = arguments.seed, arguments.smoke
     gebm, real = get_model(arguments.run, seed, smoke)
     torch.manual_seed(seed)

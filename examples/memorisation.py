@@ -19,34 +19,18 @@
 #     python examples/memorisation.py --run runs/demo
 
 # %%
-import argparse
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from inpainting import get_arguments, get_model
 from torch import Tensor
-from tqdm import tqdm
 
 import pyro_gebm as pg
-from pyro_gebm.cli.problems import Problem, build_model, load_problem
-from pyro_gebm.data import BatchLoader
+from pyro_gebm.cli.problems import load_problem
 from pyro_gebm.metrics.memorisation import MemorisationScore, memorisation_score, training_share
 from pyro_gebm.metrics.minima import EnergyMinima, energy_minima
-
-
-def train(problem: Problem, seed: int, smoke: bool) -> pg.GEBM:
-    """The demo's model of the digits."""
-    torch.manual_seed(seed)
-    config = replace(problem.training, evaluate_every=0)
-    if smoke:
-        config = replace(config, base_steps=30, refit_steps=30)
-    loader = BatchLoader(problem.train, 128, generator=torch.Generator().manual_seed(seed + 1))
-    trainer = pg.Trainer(build_model(problem), config)
-    for _ in tqdm(trainer.fit(loader), desc="train", disable=smoke):
-        pass
-    return trainer.averaged().eval()
 
 
 def distinct(minima: EnergyMinima, apart: float = 0.05) -> Tensor:
@@ -87,20 +71,10 @@ def draw(x: Tensor, score: MemorisationScore, train: Tensor, path: Path, name: s
 
 # %%
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, help="a run folder of pyro-gebm train or demo")
-    parser.add_argument("--out", type=Path, default=Path("runs/memorisation"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="a toy-sized training")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    arguments = get_arguments(__doc__, "runs/memorisation")
     seed, smoke = arguments.seed, arguments.smoke
     problem = load_problem("digits", seed)
-    if arguments.run is None:
-        gebm = train(problem, seed, smoke)
-    else:
-        gebm = pg.load(arguments.run / "gebm.pt").eval()
+    gebm, _ = get_model(arguments.run, seed, smoke, problem.training.base_steps)
 
     torch.manual_seed(seed)
     held_out, fresh = problem.test[torch.randperm(len(problem.test))].chunk(2)

@@ -82,3 +82,13 @@ def check_batch(name: str, tensor: Tensor, datum_shape: tuple[int, ...]) -> Tens
             f"give a single datum as a batch of one with [None]"
         )
     return tensor
+
+
+def check_one_each(name: str, values: Tensor, count: int) -> Tensor:
+    """Return one number for each of ``count`` data as (count,), else raise ``ValueError``."""
+    if values.shape not in ((count,), (count, 1)):
+        raise ValueError(
+            f"{name}: expected shape ({count},) or ({count}, 1) for a batch of {count}; "
+            f"got {tuple(values.shape)}; end the network with one unit per datum"
+        )
+    return values.reshape(count)

@@ -8,7 +8,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_gebm._checks import check_in_range
+from pyro_gebm._checks import check_in_range, check_one_each
+from pyro_gebm._modes import evaluating
 from pyro_gebm.base import Base
 
 
@@ -59,13 +60,7 @@ class GEBM(nn.Module):
         Raises:
             ValueError: the energy module returns neither (B,) nor (B, 1).
         """
-        value: Tensor = self.energy(x)
-        if value.shape not in ((len(x),), (len(x), 1)):
-            raise ValueError(
-                f"energy: expected shape ({len(x)},) or ({len(x)}, 1) for a batch of {len(x)}; "
-                f"got {tuple(value.shape)}; end the network with one unit per datum"
-            )
-        return value.reshape(len(x))
+        return check_one_each("energy", self.energy(x), len(x))
 
     def latent_energy(self, z: Tensor) -> Tensor:
         """E(G(z)), (..., D) -> (...)."""
@@ -156,13 +151,8 @@ class GEBM(nn.Module):
     @contextmanager
     def evaluating(self) -> Iterator["GEBM"]:
         """Eval mode within; the modes before are restored after."""
-        modes = [(module, module.training) for module in self.modules()]
-        try:
-            self.eval()
+        with evaluating(self):
             yield self
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     @contextmanager
     def frozen(self) -> Iterator["GEBM"]:

@@ -29,6 +29,8 @@ FLOORS = {
     "data": 1,
     "inference_data": 1,
     "_types": 0,
+    "_files": 0,
+    "_modes": 0,
     "_checks": 0,
     "_version": 0,
 }

@@ -27,7 +27,7 @@ from pyro_gebm.cli.pictures import (
 )
 from pyro_gebm.cli.problems import Problem, build_judge, load_problem
 from pyro_gebm.cli.processes import process_group
-from pyro_gebm.cli.runs import load_run
+from pyro_gebm.cli.runs import load_run, open_folder
 from pyro_gebm.cli.tables import comparison_table, metrics_json, notes, verdict_line
 from pyro_gebm.cli.training import Habits, train
 from pyro_gebm.report import (
@@ -48,7 +48,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     """Train on the digits, sample with three kernels, score, draw, say what comes next."""
     started = time.perf_counter()
     settings = _settings(arguments)
-    folder = _open(arguments)
+    folder = open_folder(arguments.out)
     problem = load_problem("digits", arguments.seed)
     print(f"Digits: {len(problem.train):,} images to learn from, {len(problem.test):,} to test on.")
     gebm = train(
@@ -68,7 +68,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
 def run_train(arguments: argparse.Namespace) -> None:
     """Train a model into a run folder, alone or as one of torchrun's processes."""
     with process_group(arguments.device) as (procs, device_name):
-        folder = _open(arguments)
+        folder = open_folder(arguments.out)
         if arguments.resume:
             saved = folder.read_config()
             seed = int(saved["seed"])
@@ -98,8 +98,7 @@ def run_train(arguments: argparse.Namespace) -> None:
 def run_sample(arguments: argparse.Namespace) -> None:
     """Sample a trained model's latent posterior into an InferenceData file."""
     folder, gebm, problem = load_run(arguments.run)
-    out = RunFolder(arguments.out or folder.path)
-    out.create()
+    out = open_folder(arguments.out or folder.path)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         idata = sample_latents(
@@ -137,8 +136,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """Compare kernels and the base on a trained model."""
     settings = _settings(arguments)
     folder, gebm, problem = load_run(arguments.run)
-    out = RunFolder(arguments.out or folder.path)
-    out.create()
+    out = open_folder(arguments.out or folder.path)
     _evaluate(gebm, problem, arguments.kernels, settings, folder, out)
 
 
@@ -195,12 +193,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
             arguments.seed,
         )
     )
-
-
-def _open(arguments: argparse.Namespace) -> RunFolder:
-    folder = RunFolder(arguments.out)
-    folder.create()
-    return folder
 
 
 def _train_config(problem: Problem, arguments: argparse.Namespace) -> TrainConfig:

@@ -7,8 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from pyro_gebm.cli.evaluation import class_truth
+from pyro_gebm.cli.pictures import floor_line
 from pyro_gebm.cli.problems import Judge, Problem, build_judge
-from pyro_gebm.cli.runs import load_run
+from pyro_gebm.cli.runs import load_run, open_folder
+from pyro_gebm.cli.tables import spread
 from pyro_gebm.comparison import (
     Comparison,
     Interval,
@@ -18,7 +20,7 @@ from pyro_gebm.comparison import (
     to_dict,
     verdict,
 )
-from pyro_gebm.metrics import MeanSpread, label_modes
+from pyro_gebm.metrics import label_modes
 from pyro_gebm.plots import (
     Curve,
     Occupancy,
@@ -57,8 +59,7 @@ HEADER = (
 def run_compare(arguments: argparse.Namespace) -> None:
     """Compare kernels on a trained model at a budget of gradient evaluations."""
     source, gebm, problem = load_run(arguments.run)
-    out = RunFolder(arguments.out or source.path)
-    out.create()
+    out = open_folder(arguments.out or source.path)
     judge = build_judge(problem, progress=True)
     found = compare(
         gebm,
@@ -79,10 +80,10 @@ def run_compare(arguments: argparse.Namespace) -> None:
         print(line)
     print(f"\nVerdict: {verdict(found)}")
     pictures = draw(found, problem, judge, out)
-    write_json(out.path / "compare.json", {"measured": judge.protocol, **to_dict(found)})
-    write_text(out.path / "compare.html", render_page(page_of(problem, judge, found, pictures)))
-    names = ["compare.html", "compare.json", *[picture.path.name for picture in pictures]]
-    print(f"Wrote {', '.join(names)} to {out.path}.")
+    write_json(out.comparison, {"measured": judge.protocol, **to_dict(found)})
+    write_text(out.comparison_page, render_page(page_of(problem, judge, found, pictures)))
+    written = [out.comparison_page, out.comparison, *[picture.path for picture in pictures]]
+    print(f"Wrote {', '.join(path.name for path in written)} to {out.path}.")
 
 
 def labeller_of(judge: Judge) -> Callable[[Tensor], Any] | None:
@@ -120,11 +121,11 @@ def page_of(problem: Problem, judge: Judge, found: Comparison, pictures: list[Pi
 def notes(judge: Judge, found: Comparison) -> list[str]:
     """What the base and real data score, and what ± means."""
     seeds = len(found.protocol.seeds)
-    spread = f"± is a 95 % interval over {seeds} seeds." if seeds > 1 else "One seed: no intervals."
+    reach = f"± is a 95 % interval over {seeds} seeds." if seeds > 1 else "One seed: no intervals."
     return [
         f"The base scores {_interval(found.base.score)}; two halves of the test data "
-        f"{_spread(found.floor)}. {judge.floor_note}",
-        f"{spread} Score and ratio: the chains' positions at the end of the budget; the ratio is "
+        f"{spread(found.floor)}. {judge.floor_note}",
+        f"{reach} Score and ratio: the chains' positions at the end of the budget; the ratio is "
         "to the base samples that they started from. Long run: the second half.",
     ]
 
@@ -145,9 +146,8 @@ def draw(found: Comparison, problem: Problem, judge: Judge, out: RunFolder) -> l
         f"{score} of the chains' positions against gradient evaluations, warm-up included; "
         "chains start from base samples.",
     )
-    floor = ("floor: two halves of the test data", max(0.0, found.floor.mean))
     curves = {result.kernel: Curve(*common_curve(result)) for result in ran}
-    plot_curves(curves, picture.path, score=score, floor=floor)
+    plot_curves(curves, picture.path, score=score, floor=floor_line(found.floor))
     return [picture, *_draw_modes(ran, problem, judge, out, found.protocol.seeds[0])]
 
 
@@ -199,7 +199,3 @@ def _row(result: KernelResult) -> list[str]:
 def _interval(value: Interval) -> str:
     reach = "" if value.count == 1 else f" ± {value.half_width:.2g}"
     return f"{value.mean:.3g}{reach}"
-
-
-def _spread(value: MeanSpread) -> str:
-    return f"{value.mean:.3g} ± {value.sd:.2g}"

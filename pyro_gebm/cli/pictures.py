@@ -10,6 +10,7 @@ from pyro_gebm import GEBM, inference_data
 from pyro_gebm.cli.evaluation import BaseScore, KernelRun, deal
 from pyro_gebm.cli.problems import Judge, Problem
 from pyro_gebm.inference_data import InferenceData
+from pyro_gebm.metrics import MeanSpread
 from pyro_gebm.plots import (
     Curve,
     Shift,
@@ -60,9 +61,14 @@ def draw_evaluation(
         {name: curve for name, (curve, _) in shorts.items()},
         curves.path,
         score=judge.score_name,
-        floor=("floor: two halves of the test data", max(0.0, base.floor.mean)),
+        floor=floor_line(base.floor),
     )
     return [samples, energies, curves]
+
+
+def floor_line(floor: MeanSpread) -> tuple[str, float]:
+    """Name and height of the level that real data score; unbiased scores may be below 0."""
+    return "floor: two halves of the test data", max(0.0, floor.mean)
 
 
 def draw_training(trained: RunFolder, folder: RunFolder) -> list[Picture]:

@@ -1,5 +1,6 @@
 """Run folders as commands open them."""
 
+from pathlib import Path
 from typing import Any
 
 from pyro_gebm import GEBM, load
@@ -25,3 +26,14 @@ def load_run(path: str) -> tuple[RunFolder, GEBM, Problem]:
             f"latents; got {gebm.latent_dim}"
         )
     return folder, gebm, problem
+
+
+def open_folder(path: str | Path) -> RunFolder:
+    """A folder that can be written to.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    folder = RunFolder(path)
+    folder.create()
+    return folder

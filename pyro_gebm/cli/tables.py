@@ -5,10 +5,9 @@ from typing import Any
 
 from pyro_gebm.cli.evaluation import NUM_SETS, BaseScore, Settings, Verdict
 from pyro_gebm.cli.problems import Judge
+from pyro_gebm.inference_data import RHAT_LIMIT
 from pyro_gebm.metrics import MeanSpread
 from pyro_gebm.report import Table
-
-RHAT_LIMIT = 1.01
 
 
 def comparison_table(judge: Judge, base: BaseScore, verdicts: Sequence[Verdict]) -> Table:
@@ -24,12 +23,12 @@ def comparison_table(judge: Judge, base: BaseScore, verdicts: Sequence[Verdict])
         "gradients",
         "seconds",
     ]
-    rows = [["base alone", _spread(base.score), "1", _share(base.occupancy_error), *["-"] * 5]]
+    rows = [["base alone", spread(base.score), "1", _share(base.occupancy_error), *["-"] * 5]]
     rows += [
         [
             verdict.kernel,
-            _spread(verdict.score.refined),
-            _spread(verdict.score.ratio),
+            spread(verdict.score.refined),
+            spread(verdict.score.ratio),
             _share(verdict.occupancy_error),
             f"{verdict.rhat:.3f}",
             f"{verdict.ess:,.0f}",
@@ -50,7 +49,7 @@ def notes(
         f"{judge.protocol}.",
         f"± is the standard deviation over {NUM_SETS} sets of {set_size:,} samples; "
         f"β = {settings.beta:g}, {settings.num_chains} chains, seed {settings.seed}.",
-        f"Floor, two random halves of the {base.num_test:,} test data: {_spread(base.floor)}. "
+        f"Floor, two random halves of the {base.num_test:,} test data: {spread(base.floor)}. "
         + base.floor_note,
         "Occupancy error: total variation between class (or mode) frequencies and the truth.",
         "R-hat: largest, ESS: smallest over latents. Gradients: evaluations per chain, warm-up in.",
@@ -110,7 +109,8 @@ def _keeps_occupancy(verdict: Verdict, base: BaseScore) -> bool:
     return verdict.occupancy_error <= base.occupancy_error
 
 
-def _spread(value: MeanSpread) -> str:
+def spread(value: MeanSpread) -> str:
+    """Mean and standard deviation."""
     return f"{value.mean:.3g} ± {value.sd:.2g}"
 
 

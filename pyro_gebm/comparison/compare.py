@@ -130,7 +130,6 @@ def compare(
         _check_seeds(seeds),
         check_count("budget", budget),
         np.geomspace(1, budget, check_count("num_points", num_points, 2)),
-        progress,
     )  # fmt: skip
     target = in_chunks(gebm_target(gebm, float(beta)), chunk_size)
     judge = Judge(gebm, target, scorer, labeller, check_truth(mode_truth))

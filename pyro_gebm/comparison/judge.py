@@ -12,7 +12,13 @@ from torch import Tensor
 from pyro_gebm import inference_data
 from pyro_gebm.comparison.results import SeedRun
 from pyro_gebm.comparison.walk import Trail
-from pyro_gebm.metrics import ModeSummary, Scorer, mode_summary
+from pyro_gebm.metrics import (
+    ModeSummary,
+    Scorer,
+    class_occupancy,
+    mode_summary,
+    occupancy_distance,
+)
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling import push_forward
 from pyro_gebm.sampling.target import Target
@@ -84,8 +90,8 @@ class Judge(NamedTuple):
         """Total variation between mode frequencies of samples and the truth, if it is known."""
         if self.mode_truth is None:
             return None
-        counts = np.bincount(self.labels(x), minlength=len(self.mode_truth))
-        return 0.5 * float(abs(counts / len(x) - self.mode_truth).sum())
+        shares = class_occupancy(torch.as_tensor(self.labels(x)), len(self.mode_truth))
+        return occupancy_distance(shares, torch.as_tensor(self.mode_truth))
 
 
 def judge_trail(judge: Judge, trail: Trail, seed: int, base_score: float) -> SeedRun:

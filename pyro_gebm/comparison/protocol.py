@@ -27,7 +27,6 @@ class Task(NamedTuple):
     budget: int
     checkpoints: NDArray[np.float64]
     """Gradients of the walk, ascending."""
-    progress: bool
 
 
 def protocol_of(score: str, task: Task, gebm: GEBM) -> Protocol:

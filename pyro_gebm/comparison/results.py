@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_gebm.metrics import MeanSpread, ModeSummary
+from pyro_gebm.metrics.protocol import score_ratios
 
 _NORMAL = 1.959964
 _STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
@@ -212,9 +213,9 @@ def summarise(runs: Sequence[SeedRun], base_scores: Sequence[float]) -> Summary:
     switches = [m.switches_per_1000_gradients for m in modes]
     return Summary(
         end=interval(ends),
-        end_ratio=interval(_ratios(ends, base_scores)),
+        end_ratio=interval(score_ratios(ends, base_scores)),
         stationary=interval(levels),
-        stationary_ratio=interval(_ratios(levels, base_scores)),
+        stationary_ratio=interval(score_ratios(levels, base_scores)),
         # Not max(), which would pass over a nan: what cannot be judged is not converged.
         rhat=float(np.max([*(run.rhat for run in runs), *mode_rhats])),
         ess=float(np.min([run.ess for run in runs])),
@@ -248,11 +249,6 @@ def common_curve(result: KernelResult) -> CommonCurve:
     scores = np.stack([np.interp(grid, run.gradients, run.scores) for run in runs])
     reach = None if math.isnan(level.low) else (level.low, level.high)
     return CommonCurve(grid, scores, level.mean, reach)
-
-
-def _ratios(scores: Sequence[float], base: Sequence[float]) -> list[float]:
-    # As in ``relative_score``: a base of score 0 or less leaves nothing to improve on.
-    return [s / b if b > 0 else math.nan for s, b in zip(scores, base, strict=True)]
 
 
 def _mean(runs: Sequence[SeedRun], name: str) -> float:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_gebm.inference_data import MOST_SUSPECTS
 from pyro_gebm.mcmc import Draws, Info, Kernel, Moves, Position, Tuning, Warmed, draw
 from pyro_gebm.sampling.engine import get_ready
 from pyro_gebm.sampling.pilot import missing_mass
@@ -33,9 +34,6 @@ LEAST_DIAGNOSED = 4
 LONG_NUMBERS = 4_000_000
 """Numbers of the long run that R-hat and ESS look at: more take too long."""
 
-DIMS_JUDGED = 16
-"""Latents that ``inference_data.suspects`` leaves."""
-
 
 class Trail(NamedTuple):
     """Where a walk went, on the CPU."""
@@ -46,8 +44,6 @@ class Trail(NamedTuple):
     """Positions there, (C, D) each."""
     long_z: Tensor
     """Positions of the second half, (C, S, D)."""
-    long_energy: Tensor
-    """U there, (C, S)."""
     long_steps: Tensor
     """Gradients since the draw before, (C, S)."""
     thinning: int
@@ -195,7 +191,6 @@ def _trail(
         gradients=warmup + spent[places],
         points=[_position(stretches, int(place)) for place in places],
         long_z=z,
-        long_energy=energy,
         long_steps=torch.cat([stretch.draws.info.num_steps for stretch in long], 1),
         thinning=long[0].thinning,
         warmup_gradients=warmup,
@@ -229,7 +224,7 @@ def _told(tuning: Tuning, ready: Ready) -> dict[str, float]:
 
 
 def _long_draws(start: Tensor) -> int:
-    judged = len(start) * min(start.shape[1], DIMS_JUDGED)
+    judged = len(start) * min(start.shape[1], MOST_SUSPECTS)
     return min(MOST_LONG_DRAWS, max(LEAST_LONG_DRAWS, LONG_NUMBERS // judged))
 
 

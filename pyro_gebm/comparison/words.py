@@ -3,8 +3,8 @@
 import math
 
 from pyro_gebm.comparison.results import Comparison, Interval, KernelResult, Summary
+from pyro_gebm.inference_data import RHAT_LIMIT
 
-RHAT_LIMIT = 1.01
 DIVERGENT_LIMIT = 0.01
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import ComposeTransform, Independent, Normal, Transform
 
 from pyro_gebm._checks import check_batch, check_count
+from pyro_gebm._modes import evaluating
 from pyro_gebm.base import LatentPrior, Prior, StandardNormal
 from pyro_gebm.flows.flow import Flow, Inverted
 
@@ -156,18 +157,14 @@ class PyroFlow(Flow):
     @torch.no_grad()
     def _check_inverse(self) -> None:
         like = next(iter(self.parts.parameters()), torch.zeros(()))
-        modes = [(module, module.training) for module in self.modules()]
         try:
-            self.eval()
-            self.inverse(self(like.new_full((1, self._dim), 0.3)))
+            with evaluating(self):
+                self.inverse(self(like.new_full((1, self._dim), 0.3)))
         except (NotImplementedError, KeyError) as error:
             raise ValueError(
                 "transforms: expected ones with an inverse; one of "
                 f"{[type(part).__name__ for part in self._transforms]} has none: {error}"
             ) from error
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
 
 def _flat(transforms: Iterable[Transform]) -> list[Transform]:

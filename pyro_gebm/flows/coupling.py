@@ -18,9 +18,28 @@ _START = 0.01
 """Of the usual size, for the last weights: at zero the layers before had no gradient."""
 
 
+class CouplingFlow(Network, Flow):
+    """What ``NVP`` and ``NSF`` have in common: their layers do the work."""
+
+    layers: "Couplings"
+
+    @property
+    def dim(self) -> int:
+        """D, of latents and data alike."""
+        return self.layers.dim
+
+    def forward(self, z: Tensor) -> Tensor:
+        """G(z), (B, D) -> (B, D)."""
+        return cast(Tensor, self.layers(z))
+
+    def inverse(self, x: Tensor) -> Inverted:
+        """G⁻¹(x) and log |det dz/dx|, (B, D) -> (B, D) and (B,)."""
+        return self.layers.inverse(x)
+
+
 @final
 @register("nvp")
-class NVP(Network, Flow):
+class NVP(CouplingFlow):
     """RealNVP z (B, D) -> x (B, D): affine coupling layers, and an affine map at the data's end.
 
     Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP", 2017 (arXiv
@@ -62,23 +81,10 @@ class NVP(Network, Flow):
         super().__init__(NetworkSpec("nvp", options))
         self.layers = Couplings(dim, transforms, widths, activation, Affine())
 
-    @property
-    def dim(self) -> int:
-        """D, of latents and data alike."""
-        return self.layers.dim
-
-    def forward(self, z: Tensor) -> Tensor:
-        """G(z), (B, D) -> (B, D)."""
-        return cast(Tensor, self.layers(z))
-
-    def inverse(self, x: Tensor) -> Inverted:
-        """G⁻¹(x) and log |det dz/dx|, (B, D) -> (B, D) and (B,)."""
-        return self.layers.inverse(x)
-
 
 @final
 @register("nsf")
-class NSF(Network, Flow):
+class NSF(CouplingFlow):
     """Neural spline flow z (B, D) -> x (B, D): as ``NVP``, with splines for the affine maps.
 
     Durkan, Bekasov, Murray and Papamakarios, 2019 (arXiv 1906.04032), in its coupling form.
@@ -129,19 +135,6 @@ class NSF(Network, Flow):
         spline = RationalQuadratic(bins, float(bound))
         self.layers = Couplings(dim, transforms, widths, activation, spline)
 
-    @property
-    def dim(self) -> int:
-        """D, of latents and data alike."""
-        return self.layers.dim
-
-    def forward(self, z: Tensor) -> Tensor:
-        """G(z), (B, D) -> (B, D)."""
-        return cast(Tensor, self.layers(z))
-
-    def inverse(self, x: Tensor) -> Inverted:
-        """G⁻¹(x) and log |det dz/dx|, (B, D) -> (B, D) and (B,)."""
-        return self.layers.inverse(x)
-
 
 @final
 class Couplings(nn.Module):
@@ -161,14 +154,14 @@ class Couplings(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Latents to data."""
-        x = check_flow_batch("z", z, self.dim)
+        x = check_batch("z", z, (self.dim,))
         for part in self.parts:
             x = part(x)
         return self.loc + x * self.log_scale.exp()
 
     def inverse(self, x: Tensor) -> Inverted:
         """Data to latents."""
-        check_flow_batch("x", x, self.dim)
+        check_batch("x", x, (self.dim,))
         z = (x - self.loc) * torch.exp(-self.log_scale)
         log_det = -self.log_scale.sum().expand(len(x))
         for part in reversed(self.parts):
@@ -228,11 +221,6 @@ class Coupling(nn.Module):
 
     def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
         return torch.cat([kept, moved], dim=1)[:, self.back]
-
-
-def check_flow_batch(name: str, batch: Tensor, dim: int) -> Tensor:
-    """Return ``batch`` if it is (B, D), else raise ``ValueError``."""
-    return check_batch(name, batch, (dim,))
 
 
 def _check(dim: int, transforms: int, hidden: Sequence[int], activation: str) -> list[int]:

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import TransformedDistribution
 
-from pyro_gebm._checks import check_batch
+from pyro_gebm._checks import check_batch, check_one_each
+from pyro_gebm._modes import evaluating
 from pyro_gebm.base import Base, StandardNormal
 from pyro_gebm.flows.adapters import PyroFlow, ZukoFlow, is_zuko_flow, prior_of
 from pyro_gebm.flows.flow import Flow
+
+_CHUNK = 4096  # data whose density is evaluated at once
 
 
 def flow_base(flow: nn.Module | TransformedDistribution) -> Base:
@@ -66,6 +69,15 @@ def log_prob(base: Base, x: Tensor) -> Tensor:
     return base.latent_prior.log_prob(z) + log_det
 
 
+@torch.no_grad()
+def data_log_prob(base: Base, x: Tensor) -> Tensor:
+    """log h(x) of data (N, D), (N,) float64, in chunks and in eval mode."""
+    like = base.latent_prior.like
+    with evaluating(base):
+        parts = [log_prob(base, part.to(like)) for part in torch.split(x, _CHUNK)]
+    return torch.cat(parts).double()
+
+
 @final
 class FreeEnergy(nn.Module):
     """The energy E(x) = r(x) + log h(x), which makes the model the EBM exp(-r), whatever the base.
@@ -111,13 +123,7 @@ class FreeEnergy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """E(x), (B, D) -> (B,)."""
-        value: Tensor = self.r(x)
-        if value.shape not in ((len(x),), (len(x), 1)):
-            raise ValueError(
-                f"r: expected shape ({len(x)},) or ({len(x)}, 1) for a batch of {len(x)}; got "
-                f"{tuple(value.shape)}; end the network with one unit per datum"
-            )
-        return value.reshape(len(x)) + self._log_prob(x)
+        return check_one_each("r", self.r(x), len(x)) + self._log_prob(x)
 
     def _log_prob(self, x: Tensor) -> Tensor:
         """log h(x) with the flow's parameters as constants; x keeps its gradient."""

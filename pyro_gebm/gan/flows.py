@@ -13,12 +13,11 @@ from pyro_gebm.gan.refined import (
     Refined,
     check_gebm,
     check_walk,
-    on_device,
     refine_in_batches,
 )
 from pyro_gebm.mcmc import Langevin, Tuning
 from pyro_gebm.mcmc.kernel import evaluate
-from pyro_gebm.mcmc.random import normal
+from pyro_gebm.mcmc.random import generator_on, normal
 from pyro_gebm.metrics.partition import draw_latents
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling.target import gebm_target
@@ -77,7 +76,7 @@ def ddls(
     check_in_range("beta", beta, 0.0)
     counted = Counted(gebm_target(check_gebm(gebm), beta).potential_fn)
     to_latent, from_latent, _ = gebm.base.latent_prior.coordinates()
-    kernel, generator = Langevin(), on_device(gebm, generator)
+    kernel, generator = Langevin(), generator_on(gebm.base.latent_prior.like.device, generator)
 
     def move(z: Tensor) -> Tensor:
         state = kernel.init(counted, from_latent(z))
@@ -150,7 +149,7 @@ def discriminator_transport(
     check_count("batch_size", batch_size)
     into_support = _into_support(check_gebm(gebm))
     counted = Counted(gebm.latent_energy)
-    generator = on_device(gebm, generator)
+    generator = generator_on(gebm.base.latent_prior.like.device, generator)
     if lipschitz is None:
         lipschitz = _steepest(gebm, counted, num_pairs, batch_size, generator)
     k = check_in_range("lipschitz", lipschitz, 0.0, open_low=True)
@@ -228,7 +227,7 @@ def discriminator_gradient_flow(
     derivative = _FLOWS[check_choice("divergence", divergence, _FLOWS)]
     counted = Counted(check_gebm(gebm).latent_energy)
     to_latent, from_latent, _ = gebm.base.latent_prior.coordinates()
-    generator = on_device(gebm, generator)
+    generator = generator_on(gebm.base.latent_prior.like.device, generator)
 
     def move(z: Tensor) -> Tensor:
         u = from_latent(z)

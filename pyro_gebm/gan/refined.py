@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from pyro_gebm._checks import check_count, check_in_range
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.random import draw_seed
 from pyro_gebm.metrics.partition import draw_latents
 from pyro_gebm.model import GEBM
 
@@ -87,9 +86,3 @@ def check_gebm(gebm: GEBM) -> GEBM:
             "discriminator, prior)"
         )
     return gebm
-
-
-def on_device(gebm: GEBM, generator: torch.Generator) -> torch.Generator:
-    """A generator on the model's device, seeded from the one given."""
-    device = gebm.base.latent_prior.like.device
-    return torch.Generator(device).manual_seed(draw_seed(generator))

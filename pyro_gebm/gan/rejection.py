@@ -7,9 +7,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_gebm._checks import check_count, check_finite, check_in_range
-from pyro_gebm.gan.refined import Counted, Refined, check_gebm, on_device, refine_in_batches
+from pyro_gebm.gan.refined import Counted, Refined, check_gebm, refine_in_batches
 from pyro_gebm.mcmc import IMH, Tuning
-from pyro_gebm.mcmc.random import uniform
+from pyro_gebm.mcmc.random import generator_on, uniform
 from pyro_gebm.metrics.partition import draw_latents
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling.target import gebm_target
@@ -59,7 +59,7 @@ def mh_gan(
     counted = Counted(target.potential_fn)
     kernel = IMH(reference=target.reference)
     to_latent, from_latent, _ = gebm.base.latent_prior.coordinates()
-    generator = on_device(gebm, generator)
+    generator = generator_on(gebm.base.latent_prior.like.device, generator)
 
     def move(z: Tensor) -> Tensor:
         state = kernel.init(counted, from_latent(z))
@@ -143,7 +143,7 @@ def rejection_sampling(
         raise ValueError("percentile: expected one below 100, which keeps nothing; got 100")
     max_draws = 1000 * num_samples if max_draws is None else check_count("max_draws", max_draws)
     counted = Counted(check_gebm(gebm).latent_energy)
-    generator = on_device(gebm, generator)
+    generator = generator_on(gebm.base.latent_prior.like.device, generator)
     kept: list[Tensor] = []
     count = draws = 0
     with gebm.frozen(), tqdm(total=num_samples, desc="rejection", disable=not progress) as bar:

@@ -17,6 +17,7 @@ from pyro_gebm.inference_data.build import (
     values,
 )
 from pyro_gebm.inference_data.diagnostics import (
+    MOST_SUSPECTS,
     bfmi,
     ess,
     least_ess,
@@ -28,10 +29,12 @@ from pyro_gebm.inference_data.diagnostics import (
 from pyro_gebm.inference_data.files import load, open_lazily, save
 from pyro_gebm.inference_data.missing_mass import check_missing_mass
 from pyro_gebm.inference_data.pictures import plot_autocorr, plot_energy, plot_rank, plot_trace
-from pyro_gebm.inference_data.problems import problems
+from pyro_gebm.inference_data.problems import RHAT_LIMIT, problems
 from pyro_gebm.inference_data.store import Store, count_steps, finish, join, last_draw
 
 __all__ = [
+    "MOST_SUSPECTS",
+    "RHAT_LIMIT",
     "SCHEMA_NAMES",
     "Attribute",
     "InferenceData",

@@ -17,6 +17,9 @@ from pyro_gebm.inference_data.diagnostics import (
 STUCK = 0.01
 """A chain that moves in fewer of its draws, or accepts so much less than others, is stuck."""
 
+RHAT_LIMIT = 1.01
+"""Largest R-hat of chains that count as converged (Vehtari et al., 2021)."""
+
 
 def problems(idata: InferenceData) -> list[str]:
     """What R-hat, ESS, stuck chains, divergences, tree depths and BFMI say against a run.
@@ -93,12 +96,12 @@ def _rhat_problem(idata: InferenceData) -> str:
     some = suspects(idata)
     worst, where = worst_component(some)
     least, there = scarcest_component(some)
-    if worst <= 1.01 and least >= 400:
+    if worst <= RHAT_LIMIT and least >= 400:
         return ""
     return (
-        f"not converged yet: largest R-hat {worst:.3f} of {where} (wanted <= 1.01), smallest bulk "
-        f"ESS {least:.0f} of {there} (wanted >= 400); take more draws, a longer warm-up or more "
-        "chains"
+        f"not converged yet: largest R-hat {worst:.3f} of {where} (wanted <= {RHAT_LIMIT}), "
+        f"smallest bulk ESS {least:.0f} of {there} (wanted >= 400); take more draws, a longer "
+        "warm-up or more chains"
     )
 
 

@@ -58,11 +58,7 @@ def rank_statistics(draws: Tensor, truth: Tensor) -> Tensor:
         >>> rank_statistics(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2.5]))
         tensor([2])
     """
-    if draws.shape[1:] != truth.shape or truth.ndim == 0:
-        raise ValueError(
-            f"truth: expected shape {tuple(draws.shape[1:])} for draws {tuple(draws.shape)}; got "
-            f"{tuple(truth.shape)}"
-        )
+    _check_truth(draws, truth)
     return (draws < truth).sum(0) + (draws == truth).sum(0) // 2
 
 
@@ -179,13 +175,17 @@ def interval_coverage(draws: Tensor, truth: Tensor, level: float = 0.9) -> Cover
         raise ValueError(
             f"level: expected one that {count} draws can make; got {level}, which takes {least}"
         )
-    if draws.shape[1:] != truth.shape or truth.ndim == 0:
-        raise ValueError(
-            f"truth: expected shape {tuple(draws.shape[1:])} for draws {tuple(draws.shape)}; got "
-            f"{tuple(truth.shape)}"
-        )
+    _check_truth(draws, truth)
     low = draws.kthvalue(k, 0).values
     high = draws.kthvalue(count + 1 - k, 0).values
     held = ((low <= truth) & (truth <= high)).double().reshape(len(truth), -1).mean(1)
     error = float(held.std()) / math.sqrt(len(held)) if len(held) > 1 else math.nan
     return Coverage(float(held.mean()), error, 1 - 2 * k / (count + 1), held)
+
+
+def _check_truth(draws: Tensor, truth: Tensor) -> None:
+    if draws.shape[1:] != truth.shape or truth.ndim == 0:
+        raise ValueError(
+            f"truth: expected shape {tuple(draws.shape[1:])} for draws {tuple(draws.shape)}; got "
+            f"{tuple(truth.shape)}"
+        )

@@ -2,18 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc import Kernel
-from pyro_gebm.mcmc.random import draw_seed
-from pyro_gebm.metrics.smc import AnnealedLogZ, smc_log_z
+from pyro_gebm.metrics.partition import annealed_log_z, lead_from_base
+from pyro_gebm.metrics.smc import AnnealedLogZ
 from pyro_gebm.model import GEBM
-from pyro_gebm.sampling.build import random_state
-from pyro_gebm.sampling.target import gebm_target
 
 
 class Evidence(NamedTuple):
@@ -46,8 +43,8 @@ def log_evidence(
 ) -> Evidence:
     """log p(y) = log ∫ Q(dx) p(y | x), Q the law of the GEBM.
 
-    Two runs of ``smc_log_z`` from the base: with the energy E(G(z)) - log p(y | G(z)), and with
-    E(G(z)) alone. The second does not depend on y: give its result to the next call.
+    Two runs of ``annealed_log_z``, from the base: with the energy E(G(z)) - log p(y | G(z)),
+    and with E(G(z)) alone. The second does not depend on y: give its result to the next call.
 
     Args:
         gebm: the prior of x; left as it was.
@@ -81,43 +78,26 @@ def log_evidence(
         >>> abs(found.log_evidence - truth) < 4 * found.standard_error < 0.2
         True
     """
-    target = gebm_target(gebm, 1.0)
-    assert target.reference is not None
-    reference = target.reference
-    like = gebm.base.latent_prior.like
+    settings: dict[str, Any] = {
+        "num_moves": num_moves,
+        "cess": cess,
+        "kernel": kernel,
+        "generator": generator,
+        "progress": progress,
+    }
 
-    def run(energy_fn: PotentialFn) -> AnnealedLogZ:
-        with random_state(draw_seed(generator), like.device):
-            start = reference.sample(num_chains)
-        return smc_log_z(
-            start,
-            reference.potential_fn,
-            energy_fn,
-            kernel=kernel,
-            num_moves=num_moves,
-            cess=cess,
-            generator=generator,
-            progress=progress,
-        )
-
-    def latent(u: Tensor) -> Tensor:
-        return target.to_sites(u)["z"]
-
-    def energy(u: Tensor) -> Tensor:
-        return gebm.latent_energy(latent(u))
-
-    def with_likelihood(u: Tensor) -> Tensor:
-        x = gebm.base(latent(u))
+    def with_likelihood(z: Tensor) -> Tensor:
+        x = gebm.base(z)
         log_prob = log_likelihood(x)
-        if log_prob.shape != (len(u),):
+        if log_prob.shape != (len(z),):
             raise ValueError(
-                f"log_likelihood: expected shape ({len(u)},), a number for each x of "
+                f"log_likelihood: expected shape ({len(z)},), a number for each x of "
                 f"{tuple(x.shape)}; got {tuple(log_prob.shape)}; sum over pixels"
             )
         return gebm.evaluate_energy(x) - log_prob
 
-    with gebm.frozen():
-        joint = run(with_likelihood)
-        partition = run(energy) if partition is None else partition
+    joint = lead_from_base(gebm, with_likelihood, num_chains, **settings)
+    if partition is None:
+        partition = annealed_log_z(gebm, num_chains, **settings)
     error = math.hypot(joint.standard_error, partition.standard_error)
     return Evidence(joint.log_z - partition.log_z, error, joint, partition)

@@ -135,6 +135,11 @@ def draw_seed(generator: Generator) -> int:
     return int(torch.randint(2**63 - 1, (), generator=source, device=source.device))
 
 
+def generator_on(device: torch.device, generator: Generator) -> torch.Generator:
+    """A generator on a device, seeded from the one given."""
+    return torch.Generator(device).manual_seed(draw_seed(generator))
+
+
 def sample_seeded(
     sample: Callable[[int], Tensor], counts: Sequence[int], seeds: Sequence[int], like: Tensor
 ) -> Tensor:

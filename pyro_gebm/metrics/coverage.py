@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_gebm._checks import check_count, check_dims, check_finite
+from pyro_gebm.metrics.scores import distances
 
 _ENTRIES = 2**23  # of a distance matrix held at once: 64 MiB
 
@@ -91,8 +92,7 @@ def precision_recall(
         >>> precision_recall(fake, real, k=1, groups=5, generator=seeded)[:2]
         (0.55, 0.55)
     """
-    _check_samples(x, reference, k, groups)
-    x, reference = x.detach().double(), reference.detach().to(x.device).double()
+    x, reference = _checked(x, reference, k, groups)
     whole = _precision_recall(x, reference, k, progress)
     parts = [_precision_recall(*pair, k) for pair in _pairs(x, reference, groups, generator)]
     return PrecisionRecall(*whole, *_errors(parts))
@@ -137,8 +137,7 @@ def density_coverage(
         >>> density_coverage(fake, real, k=1, groups=5, generator=seeded)[:2]
         (1.5, 0.55)
     """
-    _check_samples(x, reference, k, groups)
-    x, reference = x.detach().double(), reference.detach().to(x.device).double()
+    x, reference = _checked(x, reference, k, groups)
     whole = _density_coverage(x, reference, k, progress)
     parts = [_density_coverage(*pair, k) for pair in _pairs(x, reference, groups, generator)]
     return DensityCoverage(*whole, *_errors(parts), _expected_coverage(len(x), len(reference), k))
@@ -149,10 +148,10 @@ def _precision_recall(
 ) -> tuple[float, float]:
     real_radii, radii = (_radii(points, k, progress) for points in (reference, x))
     admitted, recalled = 0, torch.zeros(len(reference), dtype=torch.bool, device=x.device)
-    for start, distances in _chunks(x, reference, progress):
-        own = radii[start : start + len(distances), None]
-        admitted += int((distances <= real_radii).any(dim=1).sum())
-        recalled |= (distances <= own).any(dim=0)
+    for start, apart in _chunks(x, reference, progress):
+        own = radii[start : start + len(apart), None]
+        admitted += int((apart <= real_radii).any(dim=1).sum())
+        recalled |= (apart <= own).any(dim=0)
     return admitted / len(x), recalled.double().mean().item()
 
 
@@ -161,8 +160,8 @@ def _density_coverage(
 ) -> tuple[float, float]:
     radii = _radii(reference, k, progress)
     held, covered = 0, torch.zeros(len(reference), dtype=torch.bool, device=x.device)
-    for _, distances in _chunks(x, reference, progress):
-        inside = distances <= radii
+    for _, apart in _chunks(x, reference, progress):
+        inside = apart <= radii
         held += int(inside.sum())
         covered |= inside.any(dim=0)
     return held / (k * len(x)), covered.double().mean().item()
@@ -204,12 +203,11 @@ def _chunks(points: Tensor, to: Tensor, progress: bool) -> Iterator[tuple[int, T
     """First row and distances (B, M) of each chunk of rows of ``points``."""
     rows = max(1, _ENTRIES // len(to))
     for start in tqdm(range(0, len(points), rows), desc="distances", disable=not progress):
-        # By matrix products a point would be apart from itself; this mode is exact there.
-        mode = "donot_use_mm_for_euclid_dist"
-        yield start, torch.cdist(points[start : start + rows], to, compute_mode=mode)
+        yield start, distances(points[start : start + rows], to)
 
 
-def _check_samples(x: Tensor, reference: Tensor, k: int, groups: int) -> None:
+def _checked(x: Tensor, reference: Tensor, k: int, groups: int) -> tuple[Tensor, Tensor]:
+    """Both in float64 on the device of ``x``, or a ``ValueError``."""
     least = check_count("groups", groups, 2) * (check_count("k", k) + 1)
     for name, sample in (("x", x), ("reference", reference)):
         check_finite(name, check_dims(name, sample, 2, "(N, K)"))
@@ -223,3 +221,4 @@ def _check_samples(x: Tensor, reference: Tensor, k: int, groups: int) -> None:
             f"x, reference: expected the same K >= 1 features of both; got {tuple(x.shape)} and "
             f"{tuple(reference.shape)}"
         )
+    return x.detach().double(), reference.detach().to(x.device).double()

@@ -1,6 +1,7 @@
 """Feature spaces for scores, what makes two of them comparable, and statistics kept in files."""
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_gebm._checks import check_count
+from pyro_gebm._files import write_whole
 from pyro_gebm.metrics.classifier import Classifier
 from pyro_gebm.metrics.moments import FeatureStatistics, StatisticsStream
 
@@ -194,14 +196,9 @@ def save_statistics(
     }
     if statistics.count is not None:
         arrays["count"] = np.array(statistics.count)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_whole(Path(path), buffer.getbuffer())
 
 
 def load_statistics(

@@ -10,14 +10,6 @@ from tqdm import trange
 from pyro_gebm._checks import check_count
 from pyro_gebm.metrics.moments import FeatureStatistics, feature_statistics
 
-__all__ = [
-    "FeatureStatistics",
-    "FrechetEstimate",
-    "feature_statistics",
-    "frechet_distance",
-    "frechet_with_error",
-]
-
 
 class FrechetEstimate(NamedTuple):
     """A squared Fréchet distance, and how far other samples of the same size would move it.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._checks import check_batch, check_choice, check_count, check_finite, check_in_range
-from pyro_gebm.flows import FreeEnergy, log_prob
+from pyro_gebm.flows.density import FreeEnergy, data_log_prob
 from pyro_gebm.metrics.cloud import log_mean
 from pyro_gebm.metrics.pareto import tail_shape, tail_shape_limit
 from pyro_gebm.metrics.partition import annealed_log_z, base_energies, data_energies
@@ -22,8 +22,6 @@ LEAST_ACCEPT_PROB = 0.2
 """Acceptance of the annealed chains' moves, at the worst β, below which they hardly move."""
 UNLIKELY = 1000.0
 """Importance sampling overestimates Z so many times with a probability of at most 1/1000."""
-
-_CHUNK = 4096
 
 
 class UntrustedLogZError(RuntimeError):
@@ -160,7 +158,7 @@ def log_likelihood(gebm: GEBM, x: Tensor, log_z: TrustedLogZ) -> LogLikelihood:
 
     Example:
         >>> from torch import nn
-        >>> from pyro_gebm.flows import NVP, flow_base
+        >>> from pyro_gebm.flows import NVP, flow_base, log_prob
         >>> gebm = GEBM(flow_base(NVP(2)), nn.Linear(2, 1))
         >>> _ = nn.init.zeros_(gebm.energy.weight), nn.init.zeros_(gebm.energy.bias)
         >>> rng = torch.Generator().manual_seed(0)
@@ -189,10 +187,7 @@ def log_density(gebm: GEBM, x: Tensor, log_z: float) -> Tensor:
     """
     check_batch("x", x, (gebm.latent_dim,))
     check_own_base(gebm)
-    like = gebm.log_partition
-    with gebm.evaluating():
-        parts = [log_prob(gebm.base, part.to(like)) for part in torch.split(x, _CHUNK)]
-    return torch.cat(parts).double() - data_energies(gebm, x) - log_z
+    return data_log_prob(gebm.base, x) - data_energies(gebm, x) - log_z
 
 
 def check_own_base(gebm: GEBM) -> None:

@@ -1,6 +1,5 @@
 """Minima of a model's potential or energy over the latent space."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +7,8 @@ from torch import Tensor
 from tqdm import trange
 
 from pyro_gebm._checks import check_choice, check_count, check_in_range
+from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc.kernel import evaluate
 from pyro_gebm.model import GEBM
 
 OBJECTIVES = ("potential", "energy")
@@ -97,10 +98,11 @@ def energy_minima(
 
 
 def _descend(
-    function: Callable[[Tensor], Tensor], z: Tensor, steps: int, tolerance: float, progress: bool
+    function: PotentialFn, z: Tensor, steps: int, tolerance: float, progress: bool
 ) -> tuple[Tensor, Tensor, int]:
     """The last z (C, D) of each descent, its gradient, and the evaluations of the batch."""
-    value, grad = _value_and_grad(function, z)
+    state = evaluate(function, z)
+    value, grad = state.potential_energy, state.z_grad
     if not bool((value.isfinite() & grad.isfinite().all(1)).all()):
         raise ValueError(
             "z0: expected starts with a finite objective and gradient; got others; start within "
@@ -115,16 +117,16 @@ def _descend(
         if not active.any():
             break
         trial = z - length[:, None] * grad
-        trial_value, trial_grad = _value_and_grad(function, trial)
+        tried = evaluate(function, trial)
         used += 1
         bound = recent.amax(0) - _DECREASE * length * squared
         # NaN is not below any bound.
-        taken = active & (trial_value <= bound) & trial_grad.isfinite().all(1)
-        next_length = _barzilai_borwein(trial - z, trial_grad - grad, length)
+        taken = active & (tried.potential_energy <= bound) & tried.z_grad.isfinite().all(1)
+        next_length = _barzilai_borwein(trial - z, tried.z_grad - grad, length)
         length = torch.where(taken, next_length, length / 4)
         z = torch.where(taken[:, None], trial, z)
-        grad = torch.where(taken[:, None], trial_grad, grad)
-        value = torch.where(taken, trial_value, value)
+        grad = torch.where(taken[:, None], tried.z_grad, grad)
+        value = torch.where(taken, tried.potential_energy, value)
         recent[step % _MEMORY] = value
     return z, grad, used
 
@@ -134,11 +136,3 @@ def _barzilai_borwein(move: Tensor, change: Tensor, length: Tensor) -> Tensor:
     curvature = (move * change).sum(1)
     fitted = move.square().sum(1) / curvature
     return torch.where(curvature > 0, fitted.clamp(max=1e3), (4 * length).clamp(max=1e3))
-
-
-def _value_and_grad(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        z = z.detach().requires_grad_(True)
-        value = function(z)
-        (grad,) = torch.autograd.grad(value.sum(), z)
-    return value.detach(), grad

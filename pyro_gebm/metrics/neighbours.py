@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_gebm._checks import check_count, check_dims, check_finite
+from pyro_gebm.metrics.scores import distances
 
 POINT_CHUNK, REFERENCE_CHUNK = 1024, 16_384
 _SPARE = 8  # candidates beyond k; ties and rounding at the k-th place are settled among them
@@ -115,18 +116,18 @@ class _Search:
     def among(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Distances and rows of the k nearest of points x (P, d), number ``first`` on."""
         scores, rows, size = self._candidates(x, first)
-        distances, rows = self._ordered(x, rows)
-        distances, rows = distances[:, : self.k], rows[:, : self.k]
+        apart, rows = self._ordered(x, rows)
+        apart, rows = apart[:, : self.k], rows[:, : self.k]
         if scores.shape[1] < self.available:
-            farthest = distances[:, -1]
+            farthest = apart[:, -1]
             error = (x.shape[1] + 8) * torch.finfo(x.dtype).eps * (2 * size + farthest).square()
             unsure = (~(scores.amax(1) - error > farthest.square())).nonzero().flatten()
             if len(unsure) > 0:
                 # An eighth at a time: this way takes several matrices of the product's size.
                 for again in torch.split(unsure, max(1, len(x) // 8)):
                     best = self._by_differences(x[again], again + first)
-                    distances[again], rows[again] = self._ordered(x[again], best)
-        return distances, rows
+                    apart[again], rows[again] = self._ordered(x[again], best)
+        return apart, rows
 
     def _candidates(self, x: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
         """Squared distances by the matrix product, the rows they belong to, and |x - mean|."""
@@ -150,17 +151,17 @@ class _Search:
 
     def _by_differences(self, x: Tensor, own: Tensor) -> Tensor:
         """The k nearest rows of each point, without the product: slower, and exact."""
-        distances, found = x.new_empty(len(x), 0), own.new_empty(len(x), 0)
+        nearest, found = x.new_empty(len(x), 0), own.new_empty(len(x), 0)
         for start, rows in self.chunks():
-            direct = torch.cdist(x, rows, compute_mode="donot_use_mm_for_euclid_dist")
+            direct = distances(x, rows)
             self._forget_self(direct, own, start)
             best = _smallest(direct, min(self.k, len(rows)))
-            distances = torch.cat([distances, direct.gather(1, best)], 1)
+            nearest = torch.cat([nearest, direct.gather(1, best)], 1)
             found = torch.cat([found, best + start], 1)
             del direct  # before the next one is made
-            if distances.shape[1] > self.k:
-                kept = _smallest(distances, self.k)
-                distances, found = distances.gather(1, kept), found.gather(1, kept)
+            if nearest.shape[1] > self.k:
+                kept = _smallest(nearest, self.k)
+                nearest, found = nearest.gather(1, kept), found.gather(1, kept)
         return found
 
     def _forget_self(self, values: Tensor, own: Tensor, start: int) -> None:
@@ -172,12 +173,12 @@ class _Search:
     def _ordered(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Distances from differences of x (P, d) and its candidates (P, K), nearest first."""
         rows = rows.sort(dim=1).values  # then a stable sort leaves ties in the order of rows
-        distances = torch.empty(rows.shape, dtype=torch.float64, device=self.device)
+        apart = torch.empty(rows.shape, dtype=torch.float64, device=self.device)
         for place, column in enumerate(rows.unbind(1)):  # one at a time: (P, d), not (P, K, d)
             y = self.reference[column.to(self.reference.device)].to(self.device).double()
-            distances[:, place] = (x - y).square().sum(1).sqrt()
-        distances, order = distances.sort(dim=1, stable=True)
-        return distances, rows.gather(1, order)
+            apart[:, place] = (x - y).square().sum(1).sqrt()
+        apart, order = apart.sort(dim=1, stable=True)
+        return apart, rows.gather(1, order)
 
 
 def _smallest(values: Tensor, k: int) -> Tensor:

@@ -2,13 +2,14 @@
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pyro_gebm._checks import check_count
+from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc import Kernel
 from pyro_gebm.mcmc.random import draw_seed, sample_seeded
 from pyro_gebm.metrics.cloud import check_weighable, log_mean
@@ -171,6 +172,33 @@ def annealed_log_z(
     Raises:
         ValueError: see ``smc_log_z``.
     """
+    return lead_from_base(
+        gebm,
+        gebm.latent_energy,
+        num_chains,
+        kernel=kernel,
+        num_moves=num_moves,
+        num_islands=num_islands,
+        betas=betas,
+        cess=cess,
+        resample_below=resample_below,
+        generator=generator,
+        progress=progress,
+    )
+
+
+def lead_from_base(
+    gebm: GEBM,
+    energy_fn: PotentialFn,
+    num_chains: int,
+    *,
+    generator: torch.Generator,
+    **settings: Any,
+) -> AnnealedLogZ:
+    """log E_η[exp(-E(z))] of any energy of latents z (C, D); settings are those of ``smc_log_z``.
+
+    The networks are frozen; ``z`` of the result are latents, in the support of the prior.
+    """
     check_count("num_chains", num_chains)
     prior = gebm.base.latent_prior
     to_latent, from_latent, log_det = prior.coordinates()
@@ -179,22 +207,14 @@ def annealed_log_z(
         z = to_latent(u)
         return -prior.log_prob(z) - log_det(u, z)
 
-    def energy_fn(u: Tensor) -> Tensor:
-        return gebm.latent_energy(to_latent(u))
-
     with gebm.frozen():
+        start = from_latent(draw_latents(gebm, num_chains, generator))
         found = smc_log_z(
-            from_latent(draw_latents(gebm, num_chains, generator)),
+            start,
             reference_potential_fn,
-            energy_fn,
-            kernel=kernel,
-            num_moves=num_moves,
-            num_islands=num_islands,
-            betas=betas,
-            cess=cess,
-            resample_below=resample_below,
+            lambda u: energy_fn(to_latent(u)),
             generator=generator,
-            progress=progress,
+            **settings,
         )
     return found._replace(z=to_latent(found.z))
 

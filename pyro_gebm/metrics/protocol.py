@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._checks import check_count
-from pyro_gebm.metrics.frechet import feature_statistics, frechet_distance
+from pyro_gebm.metrics.frechet import frechet_distance
+from pyro_gebm.metrics.moments import feature_statistics
 from pyro_gebm.metrics.scores import (
     check_points,
     check_same_width,
@@ -211,8 +212,13 @@ def relative_score(
             )
     refined = [scorer.score(x) for x in refined_sets]
     base = [scorer.score(x) for x in base_sets]
-    ratios = [r / b if b > 0 else math.nan for r, b in zip(refined, base, strict=True)]
+    ratios = score_ratios(refined, base)
     return RelativeScore(_mean_spread(refined), _mean_spread(base), _mean_spread(ratios))
+
+
+def score_ratios(scores: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Scores over those of the base, pair by pair; NaN where a base of 0 leaves nothing to gain."""
+    return [s / b if b > 0 else math.nan for s, b in zip(scores, base, strict=True)]
 
 
 def _halves(

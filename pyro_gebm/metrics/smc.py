@@ -12,7 +12,7 @@ from pyro_gebm._checks import check_count, check_dims, check_in_range
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc import HMC, MALA, Kernel, KernelState, Tuning
 from pyro_gebm.mcmc.adaptation import find_step_size
-from pyro_gebm.mcmc.random import draw_seed
+from pyro_gebm.mcmc.random import generator_on
 from pyro_gebm.metrics.cloud import (
     Cloud,
     check_weighable,
@@ -117,7 +117,7 @@ def smc_log_z(
     kernel = kernel or HMC()
     next_beta = _schedule(betas, cess)
     _check(z, kernel, num_moves, num_islands, resample_below)
-    source = torch.Generator(z.device).manual_seed(draw_seed(generator))
+    source = generator_on(z.device, generator)
     cloud = start_cloud(z.detach(), num_islands)
     masses = z.detach().var(0) if kernel.adapt_mass_matrix else torch.ones_like(z[0])
     step_size: Tensor | None = None

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+from pyro_gebm._files import write_whole
 from pyro_gebm.training.checkpoints import remove_checkpoints
-from pyro_gebm.training.container import write_whole
 
 PICTURES = (
     "training",
@@ -32,7 +32,8 @@ class RunFolder:
 
     ``config.json``, ``metrics.jsonl`` (training, a line per logged step), ``checkpoints/`` (of a
     training that can go on), ``tensorboard/``, ``gebm.pt``, ``idata.nc``, ``metrics.json``
-    (scores), ``report.html`` (the same as a page), pictures, ``chains.gif``.
+    (scores), ``report.html`` (the same as a page), pictures, ``chains.gif``, and
+    ``compare.json`` and ``compare.html`` of a comparison.
 
     Args:
         path: the folder.
@@ -49,6 +50,8 @@ class RunFolder:
         self.metrics = self.path / "metrics.json"
         self.page = self.path / "report.html"
         self.film = self.path / "chains.gif"
+        self.comparison = self.path / "compare.json"
+        self.comparison_page = self.path / "compare.html"
 
     def create(self) -> None:
         """Make the folder, and see that it can be written to.
@@ -70,11 +73,10 @@ class RunFolder:
         remove_checkpoints(self.checkpoints)
         for events in self.tensorboard.glob("events.out.tfevents.*"):
             events.unlink(missing_ok=True)
-        for product in (self.training_log, self.checkpoint, self.idata, self.metrics, self.page):
+        products = [self.training_log, self.checkpoint, self.idata, self.metrics, self.page]
+        products += [self.film, self.comparison, self.comparison_page]
+        for product in [*products, *map(self.picture, PICTURES)]:
             product.unlink(missing_ok=True)
-        self.film.unlink(missing_ok=True)
-        for picture in PICTURES:
-            self.picture(picture).unlink(missing_ok=True)
 
     def read_config(self) -> dict[str, Any]:
         """The settings of the run.

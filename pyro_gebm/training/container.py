@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from pyro_gebm._files import write_whole
 
 Kind = Literal["model", "training"]
 """A model (``pyro_gebm.save``), or the state of a training that goes on."""
@@ -89,27 +90,6 @@ def read(path: str | Path, kind: Kind, parts: Collection[str] = ()) -> dict[str,
     if not isinstance(saved, dict) or not set(parts).issubset(saved):
         raise CheckpointError(f"{path}: expected the parts {sorted(parts)}; got something else")
     return saved
-
-
-def write_whole(path: Path, *chunks: bytes | memoryview) -> None:
-    """Write bytes beside ``path`` and move them there, so that a part is never in its place.
-
-    A writer that is killed leaves ``.<name>.<process>.part``, to be removed by who owns the folder.
-
-    Raises:
-        OSError: the file cannot be written; an older one is as it was.
-    """
-    # Not tempfile: its files can be read by their owner only, and a checkpoint is to be shared.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _check_kind(path: Path, header: bytes, kind: Kind) -> None:

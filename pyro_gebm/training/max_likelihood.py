@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._checks import check_batch, check_choice, check_count, check_in_range
+from pyro_gebm._modes import modes_kept
 from pyro_gebm.base import Base
-from pyro_gebm.flows import log_prob
+from pyro_gebm.flows.density import data_log_prob, log_prob
 from pyro_gebm.training.batches import Batch, Batches
 from pyro_gebm.training.config import SCHEDULES
 from pyro_gebm.training.guard import TrainingError
 from pyro_gebm.training.plan import phase_schedule
-
-_CHUNK = 4096  # data whose density is evaluated at once
 
 
 @final
@@ -129,24 +128,23 @@ def _steps(
     adam = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     schedule = phase_schedule(config.schedule, config.steps)(adam)
     best = _Best(base, config.patience)
-    like, modes = base.latent_prior.like, [(m, m.training) for m in base.modules()]
-    try:
-        for step in range(1, config.steps + 1):
-            base.train()
-            x = next(batches).to(like)
-            nll, norm = _step(base, x, adam, parameters, config.max_grad_norm, step)
-            schedule.step()
-            seen = None
-            if held_out is not None and (step % config.evaluate_every == 0 or step == config.steps):
-                seen = mean_nll(base, held_out)
-                best.see(seen)
-            yield FlowInfo(step, config.steps, nll, norm, seen)
-            if best.exhausted:
-                break
-    finally:
-        best.give()
-        for module, mode in modes:
-            module.training = mode
+    like, every = base.latent_prior.like, config.evaluate_every
+    with modes_kept(base):
+        try:
+            for step in range(1, config.steps + 1):
+                base.train()
+                x = next(batches).to(like)
+                nll, norm = _step(base, x, adam, parameters, config.max_grad_norm, step)
+                schedule.step()
+                seen = None
+                if held_out is not None and (step % every == 0 or step == config.steps):
+                    seen = mean_nll(base, held_out)
+                    best.see(seen)
+                yield FlowInfo(step, config.steps, nll, norm, seen)
+                if best.exhausted:
+                    break
+        finally:
+            best.give()
 
 
 def _step(
@@ -173,18 +171,9 @@ def _step(
     return nll, norm
 
 
-@torch.no_grad()
 def mean_nll(base: Base, x: Tensor) -> float:
     """-mean log h(x) of data (N, D), nats per datum, in eval mode; NaN if one of them is."""
-    modes = [(module, module.training) for module in base.modules()]
-    try:
-        base.eval()
-        like = base.latent_prior.like
-        parts = [log_prob(base, part.to(like)).double() for part in torch.split(x, _CHUNK)]
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return -float(torch.cat(parts).mean())
+    return -float(data_log_prob(base, x).mean())
 
 
 @final
