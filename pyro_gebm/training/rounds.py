@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple, final
 
 import torch
@@ -53,14 +54,18 @@ def run_round(steps: Steps, plan: Plan, step: int, batches: Iterator[Tensor]) ->
     loss: Tensor | None = None
     norm = math.nan
     joint = plan.trains_base and plan.config.update == "joint"
-    for left in reversed(range(plan.energy_steps(step))):
+    left = plan.energy_steps(step) - joint
+    while left > 0:
+        xs = _next(batches, left, steps)
+        watch.lap("data")
+        for x, fake in zip(xs, steps.negatives.draw(xs), strict=True):
+            taken = steps.energy_step(x, fake, weight=weight)
+        left -= len(xs)
+        watch.lap("energy")
+    if joint:
         x = next(batches)
         watch.lap("data")
-        if joint and not left:
-            taken, loss, norm = steps.joint_step(x, weight)
-        else:
-            taken = steps.energy_step(x, weight)
-        watch.lap("energy")
+        taken, loss, norm = steps.joint_step(x, weight)
     # Of the last alone, which is told: the figures cost something.
     energy = None if taken is None else steps.figures(taken)
     watch.lap("energy")
@@ -72,6 +77,12 @@ def run_round(steps: Steps, plan: Plan, step: int, batches: Iterator[Tensor]) ->
         energy = energy or EnergyInfo(unknown, unknown, unknown, unknown, unknown, math.nan)
         loss = unknown if loss is None else loss
     return Round(energy, loss, norm, watch.seconds())
+
+
+def _next(batches: Iterator[Tensor], left: int, steps: Steps) -> list[Tensor]:
+    """The batches whose base samples are made together, at most ``left``."""
+    first = next(batches)
+    return [first, *islice(batches, min(left, steps.negatives.at_once(first)) - 1)]
 
 
 def step_info(

@@ -18,7 +18,7 @@ from pyro_gebm.training.descent import (
 )
 from pyro_gebm.training.infos import EnergyInfo
 from pyro_gebm.training.methods import Contrastive, method_of
-from pyro_gebm.training.negatives import ChainLatents, DataChains, PriorLatents
+from pyro_gebm.training.negatives import Negatives
 from pyro_gebm.training.passes import BasePass, Compiler, EnergyPass
 from pyro_gebm.training.processes import Processes
 from pyro_gebm.training.splitting import Part, Seen, penalty_points, put_together, split
@@ -48,22 +48,20 @@ class Steps:
 
     def __init__(self, gebm: GEBM, config: TrainConfig, procs: Processes) -> None:
         self.gebm, self.config, self._procs = gebm, config, procs
-        uses = config.chains.use_for if config.chains is not None else "none"
-        self._chained = {"base", "energy"} if uses == "both" else {uses}
-        method = method_of(config)
-        self._energy_method = Contrastive() if "energy" in self._chained else method
-        self._base_method = Contrastive() if "base" in self._chained else method
+        compiler = Compiler(config.compile)
+        self._generate = BasePass(gebm, config, compiler)
+        self.negatives = Negatives(gebm, config, procs, self._generate)
+        method, chained = method_of(config), self.negatives.chained
+        self._energy_chained = "energy" in chained
+        self._energy_method = Contrastive() if self._energy_chained else method
+        self._base_method = Contrastive() if "base" in chained else method
         by_gradient = config.log_partition_update == "gradient"
         self.learns_constant = self._energy_method.learns_constant and by_gradient
         self._closed_form = not by_gradient and self._energy_method.learns_constant
         self._needs_log_z = self._energy_method.couples or self._closed_form
-        self._prior = PriorLatents(gebm, procs)
-        self._chains = None if config.chains is None else ChainLatents(gebm, config.chains, procs)
-        self._data_chains = DataChains(gebm, config.replay, procs)
-        compiler, learns = Compiler(config.compile), self.learns_constant
+        learns = self.learns_constant
         self._evaluate = EnergyPass(gebm, config, compiler, learns_constant=learns)
         self._energies = self._evaluate.energies
-        self._generate = BasePass(gebm, config, compiler)
         self._scaled = config.precision == "float16"
         self.energy_steps_done = 0
         self._gradients = 0
@@ -72,8 +70,7 @@ class Steps:
     @property
     def gradients(self) -> int:
         """Gradients of the energy at single data so far, in parameters or input."""
-        chains = self._chains.gradients if self._chains is not None else 0
-        return self._gradients + chains + self._data_chains.gradients
+        return self._gradients + self.negatives.gradients
 
     def start(self) -> None:
         """Optimisers for steps outside any phase."""
@@ -94,11 +91,14 @@ class Steps:
         self.base = Descent(groups, self.config.momentum, schedule, scaled=self._scaled)
         self._base_pass = self._procs.wrap(self._generate)
 
-    def energy_step(self, x: Tensor, weight: float) -> Taken:
-        """One step of the energy (and of c) on data (B, ...), with a penalty of that weight."""
+    def energy_step(self, x: Tensor, fake: Tensor, *, weight: float) -> Taken:
+        """One step of the energy (and of c) on data (B, ...), with a penalty of that weight.
+
+        ``fake`` is what ``negatives`` gave for the data.
+        """
         self._procs.check_parts(x)
         self.energy.forget()
-        fake, log_z = self._negatives(x), None
+        log_z = None
         if self.config.accumulate > 1 and self._needs_log_z:
             log_z = self._log_z_by_parts(fake, self._energies)
             self._follow(log_z)
@@ -116,7 +116,7 @@ class Steps:
         """One step of the base; returns its loss and its gradient's norm."""
         self.base.forget()
         num = self.config.num_latents // self._procs.world_size
-        z = self._draw_latents("base", num)
+        z = self.negatives.latents("base", num)
         log_z = None
         if self.config.accumulate > 1 and self._base_method.couples_base:
             log_z = self._log_z_by_parts(z, lambda part: self._energies(self._generate(part)))
@@ -138,7 +138,9 @@ class Steps:
         """Energy and base from the same draws, forward pass and parameters (one stage)."""
         self.energy.forget()
         self.base.forget()
-        fake = self._base_pass(self._draw_latents("base", len(x) * self.config.latents_per_datum))
+        fake = self._base_pass(
+            self.negatives.latents("base", len(x) * self.config.latents_per_datum)
+        )
         (part,) = self._parts(x, fake, weight)
         loss, figures = self._energy_loss(part, weight, None)
         log_z = log_partition_estimate(figures.base.detach())
@@ -166,8 +168,8 @@ class Steps:
         real, base, means = put_together(seen)
         mean_real, mean_base, penalty, loss = self._procs.mean(means).unbind()
         gap, num_base = mean_base - mean_real, len(base)
-        if "energy" in self._chained:  # then these are no sample of the base
-            base = self._energies(self._generate(self._prior.draw(len(real))))
+        if self._energy_chained:  # then these are no sample of the base
+            base = self._energies(self._generate(self.negatives.prior.draw(len(real))))
             self._follow(log_partition_estimate(self._procs.joint(base)))
         self._procs.check_used("energy", self._energy_pass)
         norm = self.energy.step("energy", loss, gap, self.config.guard.max_energy_gap)
@@ -200,21 +202,6 @@ class Steps:
             log_z = log_partition_estimate(self._procs.joint(energy))
         return self._base_method.base_loss(energy, c, c if log_z is None else log_z)
 
-    @torch.no_grad()
-    def _negatives(self, x: Tensor) -> Tensor:
-        """What the data are held against: samples of the base, or of the model itself."""
-        if self.config.objective == "contrastive":
-            return self._data_chains.draw(x)
-        z = self._draw_latents("energy", len(x) * self.config.latents_per_datum)
-        parts = z.tensor_split(min(self.config.accumulate, len(x)))
-        samples: list[Tensor] = [self._generate(part) for part in parts]
-        return samples[0] if len(samples) == 1 else torch.cat(samples)
-
-    def _draw_latents(self, step: str, num: int) -> Tensor:
-        if self._chains is not None and step in self._chained:
-            return self._chains.draw(num)
-        return self._prior.draw(num)
-
     def _parts(self, x: Tensor, fake: Tensor, weight: float) -> Iterator[Part]:
         u = None
         if weight > 0 and self.energy_steps_done % self.config.penalty_every == 0:
@@ -232,7 +219,7 @@ class Steps:
     @torch.no_grad()
     def _follow(self, log_z: Tensor) -> None:
         """c by its closed form, e^c a running mean of the batches' Z if there is a memory."""
-        if not (self._closed_form or "energy" in self._chained):
+        if not (self._closed_form or self._energy_chained):
             return
         if not math.isfinite(float(log_z)):
             raise DivergenceError(f"energy: log Z of the batch, {log_z:.4g}, is not finite")
@@ -267,8 +254,7 @@ class Steps:
         return {
             "energy": self.energy.state_dict(),
             "base": self.base.state_dict(),
-            "chains": None if self._chains is None else self._chains.state_dict(),
-            "data_chains": self._data_chains.state_dict(),
+            "negatives": self.negatives.state_dict(),
             "energy_steps_done": self.energy_steps_done,
             "gradients": self._gradients,
         }
@@ -277,9 +263,7 @@ class Steps:
         """Go on from ``state_dict``; the optimisers must be those of the same phase."""
         self.energy.load_state_dict(state["energy"])
         self.base.load_state_dict(state["base"])
-        if self._chains is not None:
-            self._chains.load_state_dict(state["chains"])
-        self._data_chains.load_state_dict(state["data_chains"])
+        self.negatives.load_state_dict(state["negatives"])
         self.energy_steps_done = state["energy_steps_done"]
         self._gradients = state["gradients"]
 

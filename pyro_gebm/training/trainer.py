@@ -137,7 +137,8 @@ class Trainer:
         """
         weight = self.config.gradient_penalty if penalty_weight is None else penalty_weight
         with self._refusing():
-            return self._steps.figures(self._steps.energy_step(x, weight))
+            taken = self._steps.energy_step(x, *self._steps.negatives.draw([x]), weight=weight)
+            return self._steps.figures(taken)
 
     def base_step(self) -> Tensor:
         """One step of the base against the energy as it stands.
@@ -234,13 +235,12 @@ class Trainer:
                 yield info
 
     def _round(self, batches: Iterator[Tensor], plan: Plan) -> StepInfo:
-        figures = run_round(self._steps, plan, self._step, batches)
+        seen = run_round(self._steps, plan, self._step, batches)
         if self._average is not None:
             self._average.update(self.gebm.base.generator)
         held_out = self._look(plan.total)
-        return step_info(
-            figures, plan, self._step + 1, self._steps, self._guard.rollbacks, held_out
-        )
+        rollbacks = self._guard.rollbacks
+        return step_info(seen, plan, self._step + 1, self._steps, rollbacks, held_out)
 
     def _look(self, total: int) -> HeldOut | None:
         """The held-out figures, where it is time for them."""
