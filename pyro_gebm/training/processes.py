@@ -4,6 +4,7 @@ Random numbers are drawn for all processes alike and each takes its slice, so th
 processes together do what one does on the joint batch.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -41,6 +42,12 @@ class Processes(NamedTuple):
         total = own.detach().clone()
         dist.all_reduce(total)
         return total / self.world_size
+
+    def means(self, own: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The means of scalars over the processes, in one exchange, without gradient."""
+        if self.world_size == 1:
+            return tuple(value.detach() for value in own)
+        return self.mean(torch.stack(list(own))).unbind()
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module, its gradients averaged over the processes by torch's own wrapper."""

@@ -37,8 +37,8 @@ class Sums(NamedTuple):
 
     real: Tensor
     base: Tensor
-    means: Tensor
-    """Mean energy of data and base, penalty and loss, (4,)."""
+    means: tuple[Tensor, ...]
+    """Mean energy of data and base, penalty and loss, scalars."""
 
 
 def put_together(parts: list[Seen]) -> Sums:
@@ -53,7 +53,7 @@ def put_together(parts: list[Seen]) -> Sums:
         )
         penalty = torch.stack([part.penalty * part.share for part in parts]).sum()
         loss = torch.stack([part.loss * part.share for part in parts]).sum()
-    return Sums(real, base, torch.stack([real.mean(), base.mean(), penalty, loss]))
+    return Sums(real, base, (real.mean(), base.mean(), penalty, loss))
 
 
 def split(x: Tensor, fake: Tensor, u: Tensor | None, count: int) -> Iterator[Part]:

@@ -166,7 +166,7 @@ class Steps:
     def _take(self, seen: list[Seen]) -> Taken:
         """Step down the gradients that the parts left."""
         real, base, means = put_together(seen)
-        mean_real, mean_base, penalty, loss = self._procs.mean(means).unbind()
+        mean_real, mean_base, penalty, loss = self._procs.means(means)
         gap, num_base = mean_base - mean_real, len(base)
         if self._energy_chained:  # then these are no sample of the base
             base = self._energies(self._generate(self.negatives.prior.draw(len(real))))
