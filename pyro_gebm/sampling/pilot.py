@@ -33,11 +33,8 @@ GOOD_SHARE, GOOD_ACCEPTANCE = 0.5, 0.3
 
 LEAST_ACCEPTANCE = 1e-3
 CHOICES = (1, 2, 4, 8, 16, 32, 64, 128)
-OWN_PROPOSAL = 150.0
-"""Microseconds that a chain spends on drawing proposals by itself, where chains run freely."""
-
 BOOKKEEPING = 1500.0
-"""Microseconds that a step of the batch spends on trees there, beside its gradient."""
+"""Microseconds that a step of a batch that runs freely spends on trees, beside its gradient."""
 
 NUM_STATISTICS = 8
 """Latents that the check for missed mass looks at."""
@@ -99,7 +96,9 @@ def choose_moves(
     chains, free = len(log_weight), isinstance(kernel, NUTS)
     for n in CHOICES:
         step = price.gradient(chains) + (BOOKKEEPING if free else 0.0)
-        move = price.proposals(chains * n) + step + (OWN_PROPOSAL * chains if free else 0.0)
+        # Each by itself: what one chain proposes must not depend on who moves with it.
+        drawn = chains * price.proposals(n) if free else price.proposals(chains * n)
+        move = drawn + step
         accept = leaving(pilot, log_weight, n)
         share = GOOD_SHARE if accept >= GOOD_ACCEPTANCE else COST_SHARE
         every = max(1, math.ceil(move / (share * num_steps * step)))
