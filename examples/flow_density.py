@@ -11,26 +11,27 @@
 
 # %%
 import argparse
-import copy
 import math
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from _flows import (
+    Bowl,
+    Candidate,
+    fitted_flow,
+    log_z_of,
+    mean_and_error,
+    over_penalties,
+)
 from torch import Tensor, nn
 
 import pyro_gebm as pg
-from pyro_gebm.data import BatchLoader, sample_toy
-from pyro_gebm.flows import FreeEnergy, flow_base
-from pyro_gebm.metrics.likelihood import (
-    LogLikelihood,
-    UntrustedLogZError,
-    log_likelihood,
-    trusted_log_z,
-)
-from pyro_gebm.nets import MLPEnergy, NetworkSpec, build
-from pyro_gebm.training.max_likelihood import FlowConfig, fit_flow, mean_nll
+from pyro_gebm.data import sample_toy
+from pyro_gebm.flows import FreeEnergy
+from pyro_gebm.metrics.likelihood import LogLikelihood, log_likelihood
+from pyro_gebm.nets import MLPEnergy, NetworkSpec
+from pyro_gebm.training.max_likelihood import FlowConfig, mean_nll
 
 ROWS = ("flow by maximum likelihood", "GEBM, residual energy", "GEBM, free energy")
 
@@ -66,23 +67,10 @@ def draw(name: str, num: int, generator: torch.Generator) -> Tensor:
     return sample_toy(name, num, generator=generator)
 
 
-class Bowl(nn.Module):
-    """r(x) = |x|²/2s² + a network: exp(-r) is integrable, and heavier than the data."""
-
-    def __init__(self, network: nn.Module, scale: float) -> None:
-        super().__init__()
-        self.network, self.scale = network, scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.5 * (x / self.scale).square().sum(-1) + self.network(x)
-
-
 # %%
-def fit_energy(
-    gebm: pg.GEBM, x: Tensor, held_out: Tensor, penalty: float, budget: Budget, seed: int
-) -> tuple[float, pg.GEBM]:
-    """The energy alone on the frozen base; the best bound on validation data, and its model."""
-    config = pg.TrainConfig(
+def config_of(penalty: float, budget: Budget) -> pg.TrainConfig:
+    """The energy alone on the frozen base."""
+    return pg.TrainConfig(
         base_steps=0,
         refit_steps=budget.energy_steps,
         refit_lr=1e-3,
@@ -93,43 +81,29 @@ def fit_energy(
         evaluate_every=max(budget.energy_steps // 30, 1),
         evaluation_samples=min(budget.latents, 20_000),
     )
-    loader = BatchLoader(x, 256, generator=torch.Generator().manual_seed(seed))
-    torch.manual_seed(seed)
-    looks = [
-        info.held_out.bound
-        for info in pg.Trainer(gebm, config, held_out=held_out).refit_energy(loader)
-        if info.held_out is not None
-    ]
-    return max(looks), gebm.eval()
 
 
 def best_energy(
     base: pg.Base, kind: str, parts: tuple[Tensor, Tensor], budget: Budget, seed: int
-) -> tuple[float, pg.GEBM]:
+) -> Candidate:
     """The penalty with the best bound on validation data, and its model."""
-    found = []
-    for penalty in budget.penalties:
-        own = copy.deepcopy(base)
-        torch.manual_seed(seed)
+
+    def make_energy(own: pg.Base) -> nn.Module:
         network = MLPEnergy((2,), (budget.width, budget.width))
-        scale = 1.5 * float(parts[0].std())
-        energy = network if kind == "residual" else FreeEnergy(Bowl(network, scale), own)
-        bound, gebm = fit_energy(pg.GEBM(own, energy), *parts, penalty, budget, seed)
-        found.append((bound, penalty, gebm))
-    _, penalty, gebm = max(found, key=lambda row: row[0])
-    return penalty, gebm
+        if kind == "residual":
+            return network
+        return FreeEnergy(Bowl(network, 1.5 * float(parts[0].std())), own)
+
+    return over_penalties(
+        base, make_energy, lambda p: config_of(p, budget), budget.penalties, parts, seed
+    )[0]
 
 
 def judge(gebm: pg.GEBM, test: Tensor, budget: Budget, seed: int) -> LogLikelihood | None:
     """None where log Z is not to be trusted, which is said."""
-    generator = torch.Generator().manual_seed(seed)
-    chains = min(1024, budget.latents // 20 // 16 * 16)
-    try:
-        log_z = trusted_log_z(
-            gebm, num_latents=budget.latents, num_chains=chains, generator=generator
-        )
-    except UntrustedLogZError as error:
-        print(f"seed {seed}: {error}")
+    log_z = log_z_of(gebm, budget.latents, seed, chains=1024)
+    if isinstance(log_z, str):
+        print(f"seed {seed}: {log_z}")
         return None
     print(
         f"seed {seed}: log Z {log_z.log_z:.3f} ± {log_z.standard_error:.3f} by {log_z.method}, "
@@ -143,19 +117,15 @@ def run(name: str, flow: str, budget: Budget, seed: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(seed)
     x, held_out = draw(name, budget.data, generator), draw(name, budget.data // 2, generator)
     test = draw(name, 2 * budget.data, generator)
-    torch.manual_seed(seed)
-    base = flow_base(build(NetworkSpec(flow, {"dim": 2})))
-    loader = BatchLoader(x, 256, generator=torch.Generator().manual_seed(seed))
     config = FlowConfig(steps=budget.flow_steps, evaluate_every=max(budget.flow_steps // 40, 1))
-    for _ in fit_flow(base, loader, config, held_out=held_out):
-        pass
+    base = fitted_flow(NetworkSpec(flow, {"dim": 2}), x, held_out, config, seed)
     found = {ROWS[0]: mean_nll(base, test)}
     print(f"seed {seed}: {flow} by maximum likelihood, test NLL {found[ROWS[0]]:.3f}")
     for row, kind in zip(ROWS[1:], ("residual", "free"), strict=True):
-        penalty, gebm = best_energy(base, kind, (x, held_out), budget, seed)
-        judged = judge(gebm, test, budget, seed)
+        best = best_energy(base, kind, (x, held_out), budget, seed)
+        judged = judge(best.gebm, test, budget, seed)
         found[row] = math.nan if judged is None else -judged.mean
-        print(f"seed {seed}: {kind} energy, penalty {penalty}, test NLL {found[row]:.3f}")
+        print(f"seed {seed}: {kind} energy, penalty {best.penalty}, test NLL {found[row]:.3f}")
     return found
 
 
@@ -168,12 +138,6 @@ def table(found: list[dict[str, float]]) -> str:
         gain = mean_and_error([run[ROWS[0]] - run[row] for run in kept])
         lines.append(f"| {row} | {nll} | {gain} | {len(kept)} |")
     return "\n".join(lines)
-
-
-def mean_and_error(values: list[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.3f}" if values else "none trusted"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) / len(values) ** 0.5:.3f}"
 
 
 # %%

@@ -16,6 +16,7 @@ FLOORS = {
     "comparison": 4,
     "gan": 4,
     "inverse": 4,
+    "presets": 4,
     "training": 3,
     "sampling": 3,
     "metrics": 3,

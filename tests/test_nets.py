@@ -15,6 +15,8 @@ from pyro_gebm.nets import (
     registered_names,
 )
 
+SMALL_IMAGES = {"data_shape": [1, 8, 8], "width": 2, "activation": "silu"}
+
 # spec, shape of one input, shape of one output
 CASES = [
     (
@@ -57,6 +59,14 @@ CASES = [
     ),
     (NetworkSpec("nvp", {"dim": 3, "transforms": 3, "hidden": [5]}), (3,), (3,)),
     (NetworkSpec("nsf", {"dim": 3, "transforms": 3, "hidden": [5], "bins": 4}), (3,), (3,)),
+    *(
+        (NetworkSpec(f"{kind}_generator", {"latent_dim": 3, **SMALL_IMAGES}), (3,), (1, 8, 8))
+        for kind in ("dcgan", "sngan", "resnet")
+    ),
+    *(
+        (NetworkSpec(f"{kind}_energy", dict(SMALL_IMAGES)), (1, 8, 8), ())
+        for kind in ("dcgan", "sngan", "resnet")
+    ),
 ]
 
 

@@ -3,7 +3,8 @@
 import argparse
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
@@ -19,15 +20,18 @@ from pyro_gebm.cli.evaluation import (
     set_size,
     short_run,
 )
+from pyro_gebm.cli.flow_training import FLOW_FIT
+from pyro_gebm.cli.likelihood import likelihood_words, score_likelihoods
 from pyro_gebm.cli.pictures import (
     draw_chains,
     draw_diagnostics,
     draw_evaluation,
     draw_training,
 )
-from pyro_gebm.cli.problems import Problem, build_judge, load_problem
+from pyro_gebm.cli.problems import FLOWS, Problem, build_judge, load_problem
 from pyro_gebm.cli.processes import process_group
-from pyro_gebm.cli.runs import load_run, open_folder
+from pyro_gebm.cli.runs import load_run, open_folder, problem_of
+from pyro_gebm.cli.table_problems import PREPARING, READING
 from pyro_gebm.cli.tables import comparison_table, metrics_json, notes, verdict_line
 from pyro_gebm.cli.training import Habits, train
 from pyro_gebm.report import (
@@ -39,7 +43,7 @@ from pyro_gebm.report import (
     write_json,
     write_text,
 )
-from pyro_gebm.training import processes
+from pyro_gebm.training import FlowConfig, processes
 
 DEMO_KERNELS = ("NUTS", "HMC", "Langevin")
 
@@ -72,14 +76,20 @@ def run_train(arguments: argparse.Namespace) -> None:
         if arguments.resume:
             saved = folder.read_config()
             seed = int(saved["seed"])
-            problem = load_problem(saved["data"], seed)
+            problem = problem_of(folder)
             config = TrainConfig.from_dict(saved["train"])
+            flow = FlowConfig(**saved.get("flow", {}))
         else:
             seed = arguments.seed
-            problem = load_problem(arguments.data, seed)
+            problem = load_problem(arguments.data, seed, arguments.base, _table_options(arguments))
             config = _train_config(problem, arguments)
+            flow = _flow_config(problem, arguments)
         habits = Habits(
-            arguments.checkpoint_every, arguments.keep, arguments.tensorboard, arguments.resume
+            arguments.checkpoint_every,
+            arguments.keep,
+            arguments.tensorboard,
+            arguments.resume,
+            flow,
         )
         train(
             problem,
@@ -156,9 +166,14 @@ def _evaluate(
     base = judge_base(problem, judge, base_sets, settings.seed)
     verdicts = [judge_run(gebm, problem, judge, done, base_sets) for done in runs]
     table = comparison_table(judge, base, verdicts)
-    words = notes(judge, base, verdicts, settings, size)
+    likelihoods = score_likelihoods(gebm, problem, settings.seed)
+    told = [] if likelihoods is None else likelihood_words(likelihoods)
+    words = [*notes(judge, base, verdicts, settings, size), *told]
     print("\n".join(["", format_table(*table), "", *words, "", verdict_line(verdicts, base)]))
-    write_json(folder.metrics, metrics_json(judge, base, verdicts, settings, size))
+    metrics = metrics_json(judge, base, verdicts, settings, size)
+    if likelihoods is not None:
+        metrics["likelihood"] = likelihoods._asdict()
+    write_json(folder.metrics, metrics)
     inference_data.save(runs[0].idata, folder.idata)
     shorts = {done.kernel: short_run(gebm, judge, done, settings) for done in runs}
     samples = torch.cat(base_sets)
@@ -197,8 +212,26 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _train_config(problem: Problem, arguments: argparse.Namespace) -> TrainConfig:
     settings = asdict(problem.training)
-    settings |= {"base_steps": arguments.base_steps, "refit_steps": arguments.refit_steps}
+    given = {"base_steps": arguments.base_steps, "refit_steps": arguments.refit_steps}
+    settings |= {name: steps for name, steps in given.items() if steps is not None}
     return TrainConfig.from_dict(settings | dict(arguments.settings))
+
+
+def _flow_config(problem: Problem, arguments: argparse.Namespace) -> FlowConfig:
+    if arguments.flow_steps is None:
+        return FLOW_FIT
+    if problem.base not in FLOWS:
+        raise ValueError(f"--flow-steps: expected a flow as --base; got {problem.base}")
+    return replace(FLOW_FIT, steps=arguments.flow_steps)
+
+
+def _table_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of tables that were given."""
+    options = {"keep": arguments.kept}  # --keep is the number of checkpoints
+    options |= {name: getattr(arguments, name) for name in (*READING, *PREPARING) if name != "keep"}
+    if arguments.dequantize is False:
+        del options["dequantize"]
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _device(name: str) -> torch.device:

@@ -3,12 +3,15 @@
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, final
 
 from pyro_gebm import TrainConfig, __version__
 from pyro_gebm.cli import commands
 from pyro_gebm.cli.comparing import run_compare
-from pyro_gebm.cli.problems import PROBLEMS
+from pyro_gebm.cli.flow_training import FLOW_FIT
+from pyro_gebm.cli.problems import BASES, PROBLEMS
+from pyro_gebm.data.preprocessing import PREPROCESSINGS
 from pyro_gebm.mcmc import KERNELS
 
 
@@ -67,10 +70,15 @@ def _add_demo(subparsers: Subparsers) -> None:
 
 def _add_train(subparsers: Subparsers) -> None:
     train = _command(subparsers, "train", "train a model into a run folder", commands.run_train)
-    train.add_argument("--data", choices=PROBLEMS, default="digits", help="what to learn")
+    text = f"what to learn: {', '.join(PROBLEMS)}, or a table (.csv and other text, .npy, .npz)"
+    train.add_argument("--data", type=_data, default="digits", help=text)
+    text = "networks of the base; nvp and nsf are flows, fitted by maximum likelihood first"
+    train.add_argument("--base", choices=BASES, default="mlp", help=text)
     _add_run_options(train, out="runs/train")
     train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     _add_training_options(train)
+    text = f"steps of a flow's maximum likelihood at most; {FLOW_FIT.steps:,} by default"
+    train.add_argument("--flow-steps", type=_count, help=text)
     text = "go on from the newest checkpoint in --out, with its settings"
     train.add_argument("--resume", action="store_true", help=text)
     text = "steps from one checkpoint to the next"
@@ -79,6 +87,24 @@ def _add_train(subparsers: Subparsers) -> None:
     train.add_argument("--keep", type=_count, default=2, help=text)
     text = "write figures for TensorBoard too"
     train.add_argument("--tensorboard", action="store_true", help=text)
+    _add_table_options(train)
+
+
+def _add_table_options(train: argparse.ArgumentParser) -> None:
+    group = train.add_argument_group("tables")
+    text = "one character between fields, ' ' for any white space; found if not given"
+    group.add_argument("--delimiter", help=text)
+    text = "whether the first line has names; found if not given"
+    group.add_argument("--header", action=argparse.BooleanOptionalAction, help=text)
+    group.add_argument("--key", help="name of the array in a .npz with several")
+    text = "columns to keep, by name or, without names, by place from 0"
+    group.add_argument("--columns", dest="kept", nargs="+", metavar="COLUMN", help=text)
+    text = "columns to leave out"
+    group.add_argument("--drop", nargs="+", metavar="COLUMN", help=text)
+    text = "how rows are split and columns scaled; standardize if not given"
+    group.add_argument("--preprocessing", choices=PREPROCESSINGS, help=text)
+    text = "add noise to rounded values, whose density has no bound otherwise"
+    group.add_argument("--dequantize", action="store_true", help=text)
 
 
 def _add_sample(subparsers: Subparsers) -> None:
@@ -161,13 +187,10 @@ def _add_run_options(command: argparse.ArgumentParser, *, out: str | None) -> No
 
 
 def _add_training_options(command: argparse.ArgumentParser) -> None:
-    usual = TrainConfig()
-    command.add_argument(
-        "--base-steps", type=_count, default=usual.base_steps, help="steps of the base"
-    )
-    command.add_argument(
-        "--refit-steps", type=_count, default=usual.refit_steps, help="energy steps of the refit"
-    )
+    text = f"steps of the base; {TrainConfig().base_steps:,} by default, none on a flow"
+    command.add_argument("--base-steps", type=_count, help=text)
+    text = f"energy steps of the refit; {TrainConfig().refit_steps:,} by default, 1,000 on a flow"
+    command.add_argument("--refit-steps", type=_count, help=text)
     command.add_argument(
         "--set",
         dest="settings",
@@ -198,6 +221,15 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1; got {text!r}")
     return int(text)
+
+
+def _data(text: str) -> str:
+    if text in PROBLEMS:
+        return text
+    if not Path(text).is_file():
+        listed = ", ".join(PROBLEMS)
+        raise argparse.ArgumentTypeError(f"expected one of {listed}, or a table; got {text!r}")
+    return str(Path(text).resolve())
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -1,7 +1,7 @@
 """The pictures that commands draw into the run folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,11 +42,16 @@ def draw_evaluation(
     """Samples before and after, energies, and scores on the way."""
     shown = runs[0].kernel
     refined = torch.cat(deal(gebm, runs[0].idata))
-    samples = Picture(folder.picture("samples"), f"Samples of the base and of the model, {shown}.")
-    if problem.name == "digits":
+    way = ", in two principal coordinates" if problem.test.ndim == 2 < problem.test.shape[1] else ""
+    samples = Picture(
+        folder.picture("samples"), f"Samples of the base and of the model, {shown}{way}."
+    )
+    if problem.test.ndim > 2:
         plot_image_shift(shorts[shown][1], samples.path, kernel=shown)
     else:
-        plot_scatter(problem.test, base_samples, refined, samples.path, kernel=shown)
+        flat = plane(problem)
+        clouds = (flat(problem.test), flat(base_samples), flat(refined))
+        plot_scatter(*clouds, samples.path, kernel=shown)
     energies = Picture(
         folder.picture("energies"),
         "Energies of test data, base and model: the last should lie on the first.",
@@ -64,6 +69,18 @@ def draw_evaluation(
         floor=floor_line(base.floor),
     )
     return [samples, energies, curves]
+
+
+def plane(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """Points (..., D) to two coordinates: themselves, or principal ones of the training data."""
+    dim = problem.train.shape[1]
+    if dim == 2:
+        return lambda x: x
+    mean = problem.train.mean(0)
+    if dim == 1:  # a line, drawn in a plane
+        return lambda x: torch.cat([x, torch.zeros_like(x)], dim=-1)
+    axes = torch.linalg.svd(problem.train - mean, full_matrices=False)[2][:2]
+    return lambda x: (x - mean) @ axes.T
 
 
 def floor_line(floor: MeanSpread) -> tuple[str, float]:
@@ -116,6 +133,8 @@ def draw_chains(
     film = Picture(folder.film, f"{idata.attrs['kernel']}: the first draws of its chains.")
     with gebm.frozen():
         x = push_forward(gebm, start)
+        if problem.test.ndim == 2:
+            x = plane(problem)(x)
         if gebm.latent_dim != 2:
             animate_chains(x, film.path)
             return [film]

@@ -1,10 +1,9 @@
 """Run folders as commands open them."""
 
 from pathlib import Path
-from typing import Any
 
 from pyro_gebm import GEBM, load
-from pyro_gebm.cli.problems import PROBLEMS, Problem, load_problem
+from pyro_gebm.cli.problems import Problem, read_problem
 from pyro_gebm.report import RunFolder
 
 
@@ -15,10 +14,7 @@ def load_run(path: str) -> tuple[RunFolder, GEBM, Problem]:
         ValueError: it is not a run folder, or its parts do not belong together.
     """
     folder = RunFolder(path)
-    config: dict[str, Any] = folder.read_config()
-    if config.get("data") not in PROBLEMS:
-        raise ValueError(f"{folder.config}: unknown data {config.get('data')!r}")
-    problem = load_problem(config["data"], int(config["seed"]))
+    problem = problem_of(folder)
     gebm = load(folder.checkpoint)
     if gebm.latent_dim != problem.latent_dim:
         raise ValueError(
@@ -26,6 +22,23 @@ def load_run(path: str) -> tuple[RunFolder, GEBM, Problem]:
             f"latents; got {gebm.latent_dim}"
         )
     return folder, gebm, problem
+
+
+def problem_of(folder: RunFolder) -> Problem:
+    """The data of a run folder, as its config.json names them.
+
+    Raises:
+        ValueError: it is not a run folder, or its data are not to be had.
+    """
+    config = folder.read_config()
+    if "data" not in config or "seed" not in config:
+        raise ValueError(f"{folder.config}: expected data and seed; got {', '.join(config)}")
+    try:
+        return read_problem(config)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder.config}: unknown data {config['data']!r}: neither a problem nor a file there"
+        ) from error
 
 
 def open_folder(path: str | Path) -> RunFolder:

@@ -1,5 +1,6 @@
 """The comparison in words: table, verdict, and what goes into metrics.json."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ def notes(
         "Occupancy error: total variation between class (or mode) frequencies and the truth.",
         "R-hat: largest, ESS: smallest over latents. Gradients: evaluations per chain, warm-up in.",
     ]
+    if any(math.isnan(verdict.score.ratio.mean) for verdict in verdicts):
+        lines.append("A set of the base is as near as real data are: there is no ratio to it.")
     if base.near_modes is not None:
         shares = [("base", base.near_modes), *[(v.kernel, v.near_modes) for v in verdicts]]
         listed = ", ".join(f"{name} {share:.3f}" for name, share in shares)
@@ -95,7 +98,7 @@ def metrics_json(
         "kernels": {
             verdict.kernel: {
                 **verdict._asdict(),
-                "score": {name: part._asdict() for name, part in verdict.score._asdict().items()},
+                "score": {name: _plain(part) for name, part in verdict.score._asdict().items()},
             }
             for verdict in verdicts
         },
@@ -110,8 +113,13 @@ def _keeps_occupancy(verdict: Verdict, base: BaseScore) -> bool:
 
 
 def spread(value: MeanSpread) -> str:
-    """Mean and standard deviation."""
-    return f"{value.mean:.3g} ± {value.sd:.2g}"
+    """Mean and standard deviation; a dash where there is none."""
+    return "-" if math.isnan(value.mean) else f"{value.mean:.3g} ± {value.sd:.2g}"
+
+
+def _plain(value: MeanSpread) -> dict[str, float | None]:
+    """For JSON, which has no NaN."""
+    return {name: None if math.isnan(part) else part for name, part in value._asdict().items()}
 
 
 def _share(value: float | None) -> str:

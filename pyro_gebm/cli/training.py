@@ -8,10 +8,12 @@ import torch
 from tqdm import tqdm
 
 from pyro_gebm import GEBM, StepInfo, TrainConfig, Trainer, __version__, save
-from pyro_gebm.cli.problems import Problem, build_model
+from pyro_gebm.cli.flow_training import FLOW_FIT, fit_base
+from pyro_gebm.cli.problems import FLOWS, Problem, build_model, write_problem
 from pyro_gebm.data import BatchLoader
 from pyro_gebm.report import MetricsLog, RunFolder, StepWriter, TensorBoardLog, write_json
-from pyro_gebm.training import Checkpoints, Processes, deferred_interrupt
+from pyro_gebm.training import Checkpoints, FlowConfig, Processes, deferred_interrupt
+from pyro_gebm.training.checkpoints import Checkpoint
 
 BATCH_SIZE = 128
 BAR_EVERY = 25
@@ -28,6 +30,8 @@ class Habits(NamedTuple):
     tensorboard: bool = False
     resume: bool = False
     """Go on from the newest checkpoint in the folder."""
+    flow: FlowConfig = FLOW_FIT
+    """How a base with a density is fitted before the energy."""
 
 
 def train(
@@ -42,24 +46,38 @@ def train(
 ) -> GEBM:
     """Train a model of ``problem`` into a run folder; the model comes back in eval mode.
 
+    A flow is fitted by maximum likelihood first. Of that phase there are no checkpoints: a
+    training that was stopped in it begins again, from its seed, and comes to the same model.
+
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint was written before.
-        ValueError: there is nothing to resume.
+        ValueError: there is nothing to resume, or several processes are to train a flow.
     """
     torch.manual_seed(seed)
     trainer = Trainer(build_model(problem).to(device), config, held_out=problem.held_out)
     loader = BatchLoader(
         problem.train,
-        BATCH_SIZE,
+        batch_size(problem),
         generator=torch.Generator().manual_seed(seed + 1),
         rank=procs.rank,
         world_size=procs.world_size,
         device=device,
     )
-    done = resume(trainer, folder) if habits.resume else 0
-    if not habits.resume and procs.rank == 0:
+    on_flow = problem.base in FLOWS
+    if on_flow and procs.world_size > 1:
+        raise ValueError(
+            f"--base: expected mlp with several processes, which a flow is not shared among; got "
+            f"{problem.base}"
+        )
+    anew = not habits.resume or (on_flow and newest_checkpoint(folder) is None)
+    if anew and procs.rank == 0:
         folder.clear()
-        write_json(folder.config, settings_json(problem, config, seed, device))
+        write_json(folder.config, settings_json(problem, config, habits.flow, seed, device))
+    if anew and on_flow:
+        if habits.resume:
+            print("No checkpoint yet: the maximum likelihood begins again, from its seed.")
+        fit_base(trainer.gebm.base, problem, habits.flow, seed, folder)
+    done = 0 if anew else resume(trainer, folder)
     stopped = False
     with deferred_interrupt() as interrupted, _Diary(trainer, folder, procs, habits, done) as diary:
         for info in diary.kept(trainer.fit(loader)):
@@ -88,7 +106,7 @@ def resume(trainer: Trainer, folder: RunFolder) -> int:
         ValueError: there is none.
         CheckpointError: all are damaged.
     """
-    newest = Checkpoints(folder.checkpoints).latest()
+    newest = newest_checkpoint(folder)
     if newest is None:
         raise ValueError(
             f"--resume: expected checkpoints in {folder.checkpoints}; got none; train without it"
@@ -97,19 +115,30 @@ def resume(trainer: Trainer, folder: RunFolder) -> int:
     return newest.step
 
 
+def newest_checkpoint(folder: RunFolder) -> Checkpoint | None:
+    """The newest whole checkpoint of a run."""
+    return Checkpoints(folder.checkpoints).latest()
+
+
+def batch_size(problem: Problem) -> int:
+    """Data in a batch: a small table has no more."""
+    return min(BATCH_SIZE, len(problem.train))
+
+
 def settings_json(
-    problem: Problem, config: TrainConfig, seed: int, device: torch.device
+    problem: Problem, config: TrainConfig, flow: FlowConfig, seed: int, device: torch.device
 ) -> dict[str, Any]:
     """What a run folder says of its training."""
-    return {
+    settings = {
         "pyro_gebm": __version__,
         "torch": torch.__version__,
-        "data": problem.name,
+        **write_problem(problem),
         "seed": seed,
         "device": str(device),
-        "batch_size": BATCH_SIZE,
+        "batch_size": batch_size(problem),
         "train": asdict(config),
     }
+    return {**settings, "flow": asdict(flow)} if problem.base in FLOWS else settings
 
 
 @final

@@ -1,0 +1,124 @@
+"""What the example on images shares with itself: a classifier, scores in its features, grids."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pyro_gebm as pg
+from pyro_gebm.data.image_files import ImageSet
+from pyro_gebm.data.images import scale_pixels
+from pyro_gebm.metrics import FrechetScorer, density_coverage, precision_recall
+
+CLASSES = 10
+
+
+class Judge(nn.Module):
+    """Two strided convolutions and 64 features; classes of images (N, 1, 28, 28)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(64, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+    @torch.no_grad()
+    def label(self, x: Tensor) -> Tensor:
+        return torch.cat([self(part).argmax(1) for part in x.split(1000)])
+
+
+def train_judge(images: ImageSet, steps: int) -> Judge:
+    """Adam 2e-3 falling to 0, batches of 128, noise of 0.1 on the images; always seed 0."""
+    torch.manual_seed(0)
+    judge = Judge()
+    optimizer = torch.optim.Adam(judge.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    for _ in range(steps):
+        rows = torch.randint(len(images.pixels), (128,))
+        x = scale_pixels(images.pixels[rows])
+        loss = F.cross_entropy(judge(x + 0.1 * torch.randn_like(x)), images.labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return judge.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def push(gebm: pg.GEBM, z: Tensor) -> Tensor:
+    gebm.eval()
+    return torch.cat([gebm.base(part) for part in z.split(500)])
+
+
+@torch.no_grad()
+def resampled(gebm: pg.GEBM, num: int, pool: int) -> tuple[Tensor, float]:
+    """Base samples drawn by their weights, and the share of effective ones in the pool."""
+    gebm.eval()
+    x = push(gebm, gebm.base.latent_prior.sample(pool))
+    energies = torch.cat([gebm.evaluate_energy(part) for part in x.split(500)])
+    weights = (-energies.double()).softmax(0)
+    chosen = torch.multinomial(weights, num, replacement=True)
+    return x[chosen], float(1 / weights.square().sum() / pool)
+
+
+class Scores:
+    """Fréchet distance, fidelity, diversity and classes of sets of one size."""
+
+    def __init__(self, judge: Judge, test: ImageSet, size: int) -> None:
+        self.judge, self.size = judge, min(size, len(test.pixels))
+        x = scale_pixels(test.pixels)
+        self.embed = lambda x: torch.cat([judge.features(part) for part in x.split(1000)])
+        self.scorer = FrechetScorer(self.embed, x, labels=test.labels)
+        self.real = self.embed(x[: self.size])
+        self.shares = torch.bincount(test.labels, minlength=CLASSES) / len(test.labels)
+        self.accuracy = (judge.label(x) == test.labels).double().mean().item()
+        self.floor = self.scorer.floor(generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, x: Tensor) -> dict:
+        features = self.embed(x)
+        seeded = torch.Generator().manual_seed(0)
+        found = precision_recall(features, self.real, groups=2, generator=seeded)
+        spread = density_coverage(features, self.real, groups=2, generator=seeded)
+        occupancy = torch.bincount(self.judge.label(x), minlength=CLASSES) / len(x)
+        return {
+            "frechet": self.scorer.score(x),
+            "precision": found.precision,
+            "recall": found.recall,
+            "density": spread.density,
+            "coverage": spread.coverage,
+            "occupancy": occupancy.tolist(),
+            "occupancy_error": 0.5 * float((occupancy - self.shares).abs().sum()),
+        }
+
+
+def modes(judge: Judge, x: Tensor) -> dict:
+    """Modes recovered, and KL(found || uniform) in nats."""
+    digits = torch.stack([judge.label(x[:, [channel]]) for channel in range(3)], 1)
+    counts = torch.bincount(digits @ torch.tensor([100, 10, 1]), minlength=1000).double()
+    shares = counts[counts > 0] / counts.sum()
+    return {"modes": int((counts > 0).sum()), "kl": float((shares * (1000 * shares).log()).sum())}
+
+
+def picture(sets: dict[str, Tensor], path: Path, side: int = 8) -> None:
+    """Grids of the first images of each set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(sets), figsize=(4 * len(sets), 4.3))
+    for axis, (name, x) in zip(axes, sets.items(), strict=True):
+        size, channels = x.shape[-1], x.shape[1]
+        grid = x[: side * side].reshape(side, side, channels, size, size).permute(0, 3, 1, 4, 2)
+        grid = (grid.reshape(side * size, side * size, channels) + 1) / 2
+        axis.imshow(grid.clip(0, 1).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+        axis.set(title=name, xticks=[], yticks=[])
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
