@@ -99,7 +99,7 @@ def draw_ranks(path: str, found: Calibration) -> None:
     plt.close(figure)
 
 
-def converged(idata: InferenceData) -> float:
+def share_converged(idata: InferenceData) -> float:
     return float((inference_data.rhat(idata) < 1.1).reshape(-1).mean())
 
 
@@ -133,7 +133,7 @@ def main() -> None:
     for name, p in found.p_values.items():
         print(f"| {name} | {float(p.min()):.2g} | {float(p.median()):.2g} |")
     print(f"Smallest p times their number: {found.worst:.2g}\n")
-    print("| digits | 90 % intervals hold | should be | converged |")
+    print("| digits | 90 % intervals hold | should be | R-hat < 1.1 |")
     print("|---|---|---|---|")
     for name, seen_, chains in (
         ("the model's own", own, idata),
@@ -141,7 +141,7 @@ def main() -> None:
     ):
         share = f"{seen_.share:.3f} ± {seen_.standard_error:.3f}"
         expected = f"{seen_.expected:.3f}" if name != "held-out" else "-"
-        print(f"| {name} | {share} | {expected} | {converged(chains):.2f} |")
+        print(f"| {name} | {share} | {expected} | {share_converged(chains):.2f} |")
 
 
 if __name__ == "__main__":
