@@ -4,7 +4,6 @@ import copy
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -63,21 +62,12 @@ def trained(
     Looks go by the bound F(E, c). Donsker-Varadhan does not learn c: there by F at c = log Z.
     """
     by_log_z = config.objective == "donsker_varadhan"
-    patience = config.refit_patience
-    settings = replace(config, refit_patience=0) if by_log_z else config
     torch.manual_seed(seed)
-    looks: list[float] = []
-    best = copy.deepcopy(gebm.energy.state_dict())
-    for info in pg.Trainer(gebm, settings, held_out=held_out).fit(loader_of(x, seed)):
-        if info.phase == "alternate" or info.held_out is None:
-            continue
-        looks.append(info.held_out.kale if by_log_z else info.held_out.bound)
-        if by_log_z and looks[-1] == max(looks):
-            best = copy.deepcopy(gebm.energy.state_dict())
-        if by_log_z and len(looks) - 1 - looks.index(max(looks)) >= patience:
-            break
-    if by_log_z:
-        gebm.energy.load_state_dict(best)
+    looks = [
+        info.held_out.kale if by_log_z else info.held_out.bound
+        for info in pg.Trainer(gebm, config, held_out=held_out).fit(loader_of(x, seed))
+        if info.phase == "refit" and info.held_out is not None
+    ]
     validation = max(looks, default=math.nan) - mean_nll(gebm.base, held_out)
     return Candidate(config.refit_gradient_penalty, gebm.eval(), validation)
 

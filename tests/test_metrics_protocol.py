@@ -221,5 +221,5 @@ def test_energy_distance_scorer_scores_against_its_reference() -> None:
 
 
 def test_a_base_without_distance_leaves_no_ratio() -> None:
-    score = relative_score(FrechetScorer(identity, REAL), [REAL], [REAL])
+    score = relative_score(FrechetScorer(identity, REAL), [REAL, REAL], [REAL, REAL])
     assert score.base.mean == 0 and math.isnan(score.ratio.mean)

@@ -415,22 +415,28 @@ def test_a_look_does_not_disturb_the_training():
     torch.testing.assert_close(*fits, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("objective", ["kale", "donsker_varadhan"])
 @pytest.mark.parametrize("patience", [0, 3])
-def test_an_overfitting_refit_ends_early_and_goes_back_to_its_best(patience):
+def test_an_overfitting_refit_ends_early_and_goes_back_to_its_best(patience, objective):
     # Steps of 0.02 to a slope of -1.5, past the -0.3 that the held-out data want.
     x, held_out = (mean + torch.randn(1024, 1) for mean in (1.5, 0.3))
     gebm, bounds, states = small_line(), [], []
     settings = {"refit_steps": 100, "refit_lr": 0.02, "refit_gradient_penalty": 0.0}
     settings |= {"evaluate_every": 5, "refit_patience": patience, "schedule": "constant"}
-    for info in pg.Trainer(gebm, pg.TrainConfig(**settings), held_out=held_out).refit_energy([x]):
+    settings["objective"] = objective
+    trainer = pg.Trainer(gebm, pg.TrainConfig(**settings), held_out=held_out)
+    for info in trainer.refit_energy([x]):
         if info.held_out is not None:
-            bounds.append(info.held_out.bound)
+            # What does not learn c beside the energy is judged at c = log Z.
+            judged = info.held_out.bound if objective == "kale" else info.held_out.kale
+            bounds.append(judged)
             states.append(copy.deepcopy(gebm.state_dict()))
     best = bounds.index(max(bounds))
     assert gebm.base.training
     if patience:
         assert 1 <= best <= 5  # 15 steps, or up to twice as many where c lags behind
         assert len(bounds) == best + 1 + patience
+        assert trainer.state_dict()["best"]["value"] == max(bounds)
         assert same(gebm.state_dict(), states[best])
     else:
         assert len(bounds) == 20

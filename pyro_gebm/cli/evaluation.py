@@ -1,6 +1,5 @@
 """Kernels against the base at equal gradient evaluations: the computation, without printing."""
 
-import math
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -18,10 +17,10 @@ from pyro_gebm.mcmc import KERNELS, Draws, Tuning, run
 from pyro_gebm.metrics import (
     MeanSpread,
     RelativeScore,
-    Scorer,
     occupancy_distance,
     relative_score,
 )
+from pyro_gebm.metrics.protocol import mean_spread
 from pyro_gebm.model import check_beta
 from pyro_gebm.plots import Curve, Shift
 from pyro_gebm.sampling import push_forward
@@ -120,7 +119,7 @@ def judge_base(problem: Problem, judge: Judge, base_sets: Sequence[Tensor], seed
     scores = [judge.scorer.score(x) for x in base_sets]
     generator = torch.Generator().manual_seed(seed)
     return BaseScore(
-        score=_mean_spread(scores),
+        score=mean_spread(scores),
         floor=judge.scorer.floor(generator=generator),
         floor_note=judge.floor_note,
         occupancy_error=occupancy_error(problem, judge, everything),
@@ -137,7 +136,7 @@ def judge_run(
     everything = torch.cat(sets)
     return Verdict(
         kernel=done.kernel,
-        score=_compared(judge.scorer, sets, base_sets),
+        score=relative_score(judge.scorer, sets, base_sets),
         occupancy_error=occupancy_error(problem, judge, everything),
         near_modes=share_near_modes(judge, everything),
         rhat=inference_data.worst_rhat(done.idata),
@@ -146,20 +145,6 @@ def judge_run(
         gradients=done.gradients,
         seconds=float(done.idata.attrs["sampling_time"]),
     )
-
-
-def _compared(scorer: Scorer, sets: Sequence[Tensor], base_sets: Sequence[Tensor]) -> RelativeScore:
-    """Scores and their ratios; the ratio is NaN where a base set is as near as data are."""
-    base = [scorer.score(x) for x in base_sets]
-    if min(base) > 0:
-        return relative_score(scorer, sets, base_sets)
-    refined = [scorer.score(x) for x in sets]
-    none = MeanSpread(math.nan, math.nan, len(base))
-    return RelativeScore(_mean_spread(refined), _mean_spread(base), none)
-
-
-def _mean_spread(scores: Sequence[float]) -> MeanSpread:
-    return MeanSpread(statistics.fmean(scores), statistics.stdev(scores), len(scores))
 
 
 def set_size(runs: Sequence[KernelRun]) -> int:

@@ -120,7 +120,7 @@ class FrechetScorer:
         Raises:
             ValueError: if the reference holds fewer than 4 data, or ``repeats`` is not >= 1.
         """
-        return _mean_spread(
+        return mean_spread(
             [
                 frechet_distance(feature_statistics(first), feature_statistics(second))
                 for first, second in _halves(self._features, repeats, generator, self._labels)
@@ -162,7 +162,7 @@ class EnergyDistanceScorer:
         Raises:
             ValueError: the reference holds fewer than 4 data, or ``repeats`` is not >= 1.
         """
-        return _mean_spread(
+        return mean_spread(
             [
                 energy_distance(first, second)
                 for first, second in _halves(self._reference, repeats, generator)
@@ -213,7 +213,7 @@ def relative_score(
     refined = [scorer.score(x) for x in refined_sets]
     base = [scorer.score(x) for x in base_sets]
     ratios = score_ratios(refined, base)
-    return RelativeScore(_mean_spread(refined), _mean_spread(base), _mean_spread(ratios))
+    return RelativeScore(mean_spread(refined), mean_spread(base), mean_spread(ratios))
 
 
 def score_ratios(scores: Sequence[float], base: Sequence[float]) -> list[float]:
@@ -241,6 +241,9 @@ def _halves(
         yield rows[order[:half]], rows[order[len(rows) - half :]]
 
 
-def _mean_spread(values: list[float]) -> MeanSpread:
-    sd = statistics.stdev(values) if len(values) > 1 else math.nan
+def mean_spread(values: Sequence[float]) -> MeanSpread:
+    """Mean and standard deviation, NaN where a value is or there is but one."""
+    # statistics.stdev fails on a NaN.
+    known = len(values) > 1 and not any(map(math.isnan, values))
+    sd = statistics.stdev(values) if known else math.nan
     return MeanSpread(statistics.fmean(values), sd, len(values))

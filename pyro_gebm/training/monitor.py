@@ -33,6 +33,10 @@ class HeldOut(NamedTuple):
     importance_ess: float
     """Effective share of the large sample under the model, in (0, 1]."""
 
+    def judged(self, learns_constant: bool) -> float:
+        """What the best energy is chosen by: the bound, or KALE where c does not follow it."""
+        return self.bound if learns_constant else self.kale
+
 
 @torch.no_grad()
 def evaluate(gebm: GEBM, held_out: Tensor, num_samples: int, procs: Processes) -> HeldOut:

@@ -249,7 +249,7 @@ class Trainer:
             return None
         figures = evaluate(self.gebm, self._held_out, self.config.evaluation_samples, self._procs)
         if self._phase == "refit":
-            self._best.see(figures.bound, self.gebm)
+            self._best.see(figures.judged(self._steps.learns_constant), self.gebm)
         return figures
 
     def _begin(self, phase: Phase) -> None:
