@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from test_floors import FLOORS
@@ -63,8 +64,11 @@ def test_the_code_of_a_page_runs_and_prints_what_it_shows(
     # Pages register networks of their own, which must not outlive them.
     monkeypatch.setattr(network, "_REGISTRY", dict(network._REGISTRY))
     shown = smaller_readme if page.name == "README.md" else page
-    for block, printed in pages.run(shown, small=True):
-        assert pages.shape_of(printed) == pages.shape_of(block.code), f"line {block.line}"
+    try:
+        for block, printed in pages.run(shown, small=True):
+            assert pages.shape_of(printed) == pages.shape_of(block.code), f"line {block.line}"
+    finally:
+        plt.close("all")  # pages leave their figures open, which other tests would count
 
 
 @every_page

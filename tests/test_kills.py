@@ -11,10 +11,11 @@ import pytest
 import torch
 from stand_in import STEPS, StandIn, at_line, flat, train
 
+from pyro_gebm import _files
 from pyro_gebm.training import checkpoints as module
 from pyro_gebm.training.checkpoints import Checkpoints
 
-SAVING = (module.__file__, module.container.__file__)
+SAVING = (module.__file__, module.container.__file__, _files.__file__)
 
 
 def forked(target, *args):
