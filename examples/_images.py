@@ -9,7 +9,14 @@ from torch.nn import functional as F
 import pyro_gebm as pg
 from pyro_gebm.data.image_files import ImageSet
 from pyro_gebm.data.images import scale_pixels
-from pyro_gebm.metrics import FrechetScorer, density_coverage, precision_recall
+from pyro_gebm.metrics import (
+    FrechetScorer,
+    class_occupancy,
+    density_coverage,
+    occupancy_distance,
+    precision_recall,
+)
+from pyro_gebm.objectives import importance_ess
 
 CLASSES = 10
 
@@ -62,9 +69,8 @@ def resampled(gebm: pg.GEBM, num: int, pool: int) -> tuple[Tensor, float]:
     gebm.eval()
     x = push(gebm, gebm.base.latent_prior.sample(pool))
     energies = torch.cat([gebm.evaluate_energy(part) for part in x.split(500)])
-    weights = (-energies.double()).softmax(0)
-    chosen = torch.multinomial(weights, num, replacement=True)
-    return x[chosen], float(1 / weights.square().sum() / pool)
+    chosen = torch.multinomial((-energies.double()).softmax(0), num, replacement=True)
+    return x[chosen], float(importance_ess(energies.double()))
 
 
 class Scores:
@@ -76,7 +82,7 @@ class Scores:
         self.embed = lambda x: torch.cat([judge.features(part) for part in x.split(1000)])
         self.scorer = FrechetScorer(self.embed, x, labels=test.labels)
         self.real = self.embed(x[: self.size])
-        self.shares = torch.bincount(test.labels, minlength=CLASSES) / len(test.labels)
+        self.shares = class_occupancy(test.labels, CLASSES)
         self.accuracy = (judge.label(x) == test.labels).double().mean().item()
         self.floor = self.scorer.floor(generator=torch.Generator().manual_seed(0))
 
@@ -85,7 +91,7 @@ class Scores:
         seeded = torch.Generator().manual_seed(0)
         found = precision_recall(features, self.real, groups=2, generator=seeded)
         spread = density_coverage(features, self.real, groups=2, generator=seeded)
-        occupancy = torch.bincount(self.judge.label(x), minlength=CLASSES) / len(x)
+        occupancy = class_occupancy(self.judge.label(x), CLASSES)
         return {
             "frechet": self.scorer.score(x),
             "precision": found.precision,
@@ -93,7 +99,7 @@ class Scores:
             "density": spread.density,
             "coverage": spread.coverage,
             "occupancy": occupancy.tolist(),
-            "occupancy_error": 0.5 * float((occupancy - self.shares).abs().sum()),
+            "occupancy_error": occupancy_distance(occupancy, self.shares),
         }
 
 

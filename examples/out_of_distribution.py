@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -95,10 +96,8 @@ def evidences(gebm: pg.GEBM, ys: Tensor, width: float, smoke: bool) -> tuple[lis
 
 def auroc(inside: list[float], outside: list[float]) -> float:
     """Chance that a draw of ``outside`` scores lower than one of ``inside``; ties count half."""
-    a, b = torch.tensor(inside), torch.tensor(outside)
-    return float(
-        (b[None] < a[:, None]).double().mean() + 0.5 * (b[None] == a[:, None]).double().mean()
-    )
+    labels = [1] * len(inside) + [0] * len(outside)
+    return float(roc_auc_score(labels, [*inside, *outside]))
 
 
 def interval(inside: list[float], outside: list[float]) -> tuple[float, float]:

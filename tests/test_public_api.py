@@ -68,7 +68,7 @@ def describe(name, thing):
     """Lines for a public thing: its call, and for a class its public methods and fields."""
     if inspect.isclass(thing):
         yield f"{name}{parameters(thing)}" if _is_callable(thing) else name
-        for key, member in sorted(vars(thing).items()):
+        for key, member in sorted(members(thing).items()):
             if key.startswith("_"):
                 continue
             if isinstance(member, staticmethod | classmethod):
@@ -81,6 +81,12 @@ def describe(name, thing):
         yield f"{name}{parameters(thing)}"
     else:
         yield name
+
+
+def members(kind):
+    """What a class has of its own or from classes of the package, which may well be private."""
+    ours = [base for base in reversed(kind.__mro__) if base.__module__.startswith("pyro_gebm")]
+    return {key: member for base in ours for key, member in vars(base).items()}
 
 
 def _is_callable(kind):

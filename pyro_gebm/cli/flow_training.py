@@ -12,8 +12,6 @@ from pyro_gebm.training import FlowConfig, deferred_interrupt, fit_flow, mean_nl
 FLOW_BATCH = 256
 FLOW_FIT = FlowConfig(steps=3000, lr=2e-3, weight_decay=1e-3, evaluate_every=20, patience=10)
 """Tables are small: a look often, and an early end."""
-FLOW_LOG = "flow.jsonl"
-"""A line per step in the run folder: NLL of the batch and of held-out data, nats."""
 
 
 def fit_base(
@@ -31,11 +29,9 @@ def fit_base(
         device=base.latent_prior.like.device,
     )
     steps = fit_flow(base, loader, config, held_out=problem.held_out)
-    log_path = folder.path / FLOW_LOG
-    log_path.unlink(missing_ok=True)
     with (
         deferred_interrupt() as interrupted,
-        MetricsLog(log_path) as log,
+        MetricsLog(folder.flow_log) as log,
         tqdm(total=config.steps, desc="fit the flow", mininterval=0.3) as bar,
     ):
         for info in steps:

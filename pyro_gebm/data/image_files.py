@@ -97,13 +97,17 @@ def read_images(
         )
     array, labels = _read_arrays(source, key, labels_key)
     pixels = _channels_first(source, array, layout)
-    if size is not None and pixels.shape[2:] != (size, size):
-        pixels = resized(pixels, size, progress)
+    pixels = resized(pixels, size, progress)
     return ImageSet(pixels, _check_labels(source, labels, len(pixels)))
 
 
-def resized(pixels: Tensor, size: int, progress: bool = False) -> Tensor:
-    """Square images (N, C, size, size) from bytes (N, 1 or 3, H, W), as ``fit_picture`` does it."""
+def resized(pixels: Tensor, size: int | None, progress: bool = False) -> Tensor:
+    """Square images (N, C, size, size) from bytes (N, 1 or 3, H, W), as ``fit_picture`` does it.
+
+    What has that size already, or is to have none, stays as it is.
+    """
+    if size is None or pixels.shape[2:] == (size, size):
+        return pixels
     from PIL import Image
 
     out = torch.empty(len(pixels), pixels.shape[1], size, size, dtype=torch.uint8)
@@ -169,7 +173,7 @@ def _read_picture(file: Path, size: int | None, channels: int | None) -> Tensor:
         with Image.open(file) as opened:
             picture = ImageOps.exif_transpose(opened)
     except (*_UNREADABLE, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file}: cannot be read as a picture: {_line(error)}") from error
+        raise ValueError(f"{file}: cannot be read as a picture: {in_a_line(error)}") from error
     if picture.mode.startswith(_DEEP):
         raise ValueError(
             f"{file}: expected 8 bits a channel; got mode {picture.mode}; convert it first"
@@ -208,7 +212,7 @@ def _read_arrays(
     except _Refusal as refusal:
         raise ValueError(f"{file}: {refusal}") from None
     except _UNREADABLE as error:
-        raise ValueError(f"{file}: cannot be read as NumPy's arrays: {_line(error)}") from error
+        raise ValueError(f"{file}: cannot be read as NumPy's arrays: {in_a_line(error)}") from error
 
 
 class _Refusal(Exception):  # noqa: N818  # no error of the file's, which are caught beside it
@@ -276,5 +280,6 @@ def _check_labels(file: Path, labels: NDArray[Any] | None, count: int) -> Tensor
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _line(error: BaseException) -> str:
+def in_a_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -9,7 +9,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_gebm._checks import check_choice, check_count
-from pyro_gebm.data.image_files import ImageSet, as_pixels, fit_picture, read_images, resized
+from pyro_gebm.data.image_files import (
+    ImageSet,
+    as_pixels,
+    fit_picture,
+    in_a_line,
+    read_images,
+    resized,
+)
 
 LSUN_CLASSES = (
     "bedroom", "bridge", "church_outdoor", "classroom", "conference_room", "dining_room",
@@ -73,9 +80,7 @@ def load_image_set(
 
 
 def _cut(images: ImageSet, size: int | None, limit: int | None, progress: bool) -> ImageSet:
-    pixels, labels = images.pixels[:limit], images.labels
-    if size is not None and pixels.shape[2:] != (size, size):
-        pixels = resized(pixels, size, progress)
+    pixels, labels = resized(images.pixels[:limit], size, progress), images.labels
     return ImageSet(pixels, None if labels is None else labels[:limit])
 
 
@@ -94,10 +99,10 @@ def _open(name: str, root: Path, train: bool, download: bool) -> Any:
         return make(root, download)
     # torchvision raises whatever reading raised: assertions, pickles' and archives' own errors.
     except Exception as error:
-        told = " ".join(str(error).split()) or type(error).__name__
         hint = "" if download or name.startswith("lsun") else "; pass download=True to fetch it"
         raise ValueError(
-            f"{root}: expected {name} there, whole and as torchvision stores it; got: {told}{hint}"
+            f"{root}: expected {name} there, whole and as torchvision stores it; got: "
+            f"{in_a_line(error)}{hint}"
         ) from error
 
 
@@ -138,7 +143,6 @@ def _each(
         except Exception as error:  # as in _open
             file = f"{dataset.filename[place]}, " if name == "celeba" else ""
             raise ValueError(
-                f"{root}: {name}: {file}number {place}: cannot be read: "
-                f"{' '.join(str(error).split()) or type(error).__name__}"
+                f"{root}: {name}: {file}number {place}: cannot be read: {in_a_line(error)}"
             ) from error
     return pixels

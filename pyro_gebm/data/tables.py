@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,9 +149,7 @@ def _read_text(
     columns = tuple(first) if named else tuple(str(place) for place in range(len(first)))
     chosen = _chosen(file, columns, keep, drop)
     numbers: list[list[float]] = []
-    for line, fields in [] if named else [(first_line, first)]:
-        numbers.append(_numbers(file, line, 1, fields, columns, chosen))
-    for line, fields in rows:
+    for line, fields in rows if named else chain([(first_line, first)], rows):
         numbers.append(_numbers(file, line, len(numbers) + 1, fields, columns, chosen))
     values = np.array(numbers, dtype=np.float64).reshape(len(numbers), len(chosen))
     return _whole(file, torch.from_numpy(values), columns, chosen)

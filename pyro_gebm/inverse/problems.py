@@ -10,12 +10,12 @@ from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc import Info, Kernel, KernelState, Reference, Tuning
-from pyro_gebm.mcmc.kernel import evaluate
+from pyro_gebm.mcmc.kernel import shared_settings
 from pyro_gebm.mcmc.random import Generator
 from pyro_gebm.sampling.pyro_density import PyroDensity
 from pyro_gebm.sampling.pyro_model import pyro_target
 from pyro_gebm.sampling.pyro_trace import deterministic_names, find_sites, run_model
-from pyro_gebm.sampling.start import MAX_REDRAWS
+from pyro_gebm.sampling.start import MAX_REDRAWS, bad_rows, redrawn
 from pyro_gebm.sampling.target import Sites, Target
 
 Model = Callable[..., Any]
@@ -110,12 +110,9 @@ def start_all(problems: Problems, num_chains: int) -> Tensor:
         ValueError: a problem has none in 100 draws a chain.
     """
     rows = problems.num_problems * num_chains
-    start = problems.reference.sample(rows)
-    for _ in range(MAX_REDRAWS):
-        bad = bad_starts(problems, start)
-        if not bad.any():
-            return start
-        start = torch.where(bad[:, None], problems.reference.sample(rows), start)
+    start, bad = redrawn(problems.potential_fn, problems.reference, rows)
+    if not bad.any():
+        return start
     hopeless = bad.view(-1, num_chains).any(1).nonzero()[:, 0].tolist()
     named = ", ".join(map(str, hopeless[:10])) + (", ..." if len(hopeless) > 10 else "")
     raise ValueError(
@@ -142,19 +139,13 @@ def given_starts(
             )
     flat = {name: value.flatten(0, 1) for name, value in initial_params.items()}
     start = problems.first.from_sites(flat)
-    if (bad := bad_starts(problems, start)).any():
+    if (bad := bad_rows(problems.potential_fn, start)).any():
         raise ValueError(
             "initial_params: the potential or its gradient is not finite at problem "
             f"{int(bad.nonzero()[0]) // num_chains} ({int(bad.sum())} chains in all); start where "
             "the posterior has mass"
         )
     return start
-
-
-def bad_starts(problems: Problems, start: Tensor) -> Tensor:
-    """Rows whose potential or gradient is not finite, (P·C,) bool."""
-    state = evaluate(problems.potential_fn, start)
-    return ~torch.isfinite(state.potential_energy + state.z_grad.sum(-1) + start.sum(-1))
 
 
 @final
@@ -194,11 +185,4 @@ class ByProblem(Kernel):
 
 def tuned_by_problem(local: Kernel, num_problems: int) -> ByProblem:
     """``local``, with its settings of adaptation."""
-    return ByProblem(
-        local=local,
-        num_problems=num_problems,
-        step_size=local.step_size,
-        adapt_step_size=local.adapt_step_size,
-        adapt_mass_matrix=local.adapt_mass_matrix,
-        step_size_per_chain=local.step_size_per_chain,
-    )
+    return ByProblem(local=local, num_problems=num_problems, **shared_settings(local))

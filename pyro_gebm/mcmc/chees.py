@@ -10,7 +10,7 @@ from pyro_gebm._checks import check_count
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.hmc import count_steps, metropolis, with_length
 from pyro_gebm.mcmc.integrators import Proposal
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, shared_settings
 from pyro_gebm.mcmc.random import Generator, shared_jitter
 
 FIRST_LENGTH = 2.25
@@ -73,13 +73,7 @@ class ChEES(_Jittered):
 
     def for_warmup(self) -> Kernel:
         """The same, computing the gradient of the criterion beside."""
-        return _LearningChEES(
-            step_size=self.step_size,
-            adapt_step_size=self.adapt_step_size,
-            adapt_mass_matrix=self.adapt_mass_matrix,
-            step_size_per_chain=self.step_size_per_chain,
-            max_num_steps=self.max_num_steps,
-        )
+        return _LearningChEES(max_num_steps=self.max_num_steps, **shared_settings(self))
 
     def step(
         self,

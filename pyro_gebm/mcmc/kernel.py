@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -151,6 +151,11 @@ class Kernel(ABC):
         generator: Generator,
     ) -> tuple[KernelState, Info]:
         """One transition of every chain; leaves exp(-potential_fn) invariant."""
+
+
+def shared_settings(kernel: Kernel) -> dict[str, Any]:
+    """What every kernel is made with: for another that is to be tuned alike."""
+    return {setting.name: getattr(kernel, setting.name) for setting in fields(Kernel)}
 
 
 def evaluate(potential_fn: PotentialFn, z: Tensor) -> KernelState:

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.hmc import metropolis
 from pyro_gebm.mcmc.integrators import trajectory
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select, shared_settings
 from pyro_gebm.mcmc.random import Generator, normal
 
 
@@ -41,12 +41,7 @@ class MALA(Kernel):
 
 def warming_mala(kernel: Kernel) -> MALA:
     """MALA with the settings of an unadjusted kernel, which can run off while it is tuned."""
-    return MALA(
-        step_size=kernel.step_size,
-        adapt_step_size=kernel.adapt_step_size,
-        adapt_mass_matrix=kernel.adapt_mass_matrix,
-        step_size_per_chain=kernel.step_size_per_chain,
-    )
+    return MALA(**shared_settings(kernel))
 
 
 @final

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.global_moves import propose
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, evaluate
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, evaluate, shared_settings
 from pyro_gebm.mcmc.random import Generator, shared_parity, uniform
 from pyro_gebm.mcmc.reference import Reference
 
@@ -147,11 +147,5 @@ class ReplicaExchange(Kernel):
 def temper(local: Kernel, ladder: tuple[float, ...], reference: Reference) -> ReplicaExchange:
     """Replica exchange around ``local``, with its settings of adaptation."""
     return ReplicaExchange(
-        local=local,
-        ladder=ladder,
-        reference=reference,
-        step_size=local.step_size,
-        adapt_step_size=local.adapt_step_size,
-        adapt_mass_matrix=local.adapt_mass_matrix,
-        step_size_per_chain=local.step_size_per_chain,
+        local=local, ladder=ladder, reference=reference, **shared_settings(local)
     )

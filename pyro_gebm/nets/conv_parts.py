@@ -1,17 +1,25 @@
 """What the convolutional networks share: pyramids of resolutions, norms, activations, the floor."""
 
 import math
+from abc import ABC
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, final
+from typing import NamedTuple, cast, final
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_gebm._checks import check_choice, check_count, check_in_range, check_sizes
+from pyro_gebm._checks import (
+    check_batch,
+    check_choice,
+    check_count,
+    check_in_range,
+    check_sizes,
+)
 from pyro_gebm.nets.mlp import ACTIVATIONS as SMOOTH
 from pyro_gebm.nets.mlp import OUTPUTS
-from pyro_gebm.nets.network import OptionValue
+from pyro_gebm.nets.network import Network, NetworkSpec, OptionValue
+from pyro_gebm.nets.spectral import with_spectral_norm
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     **SMOOTH,
@@ -105,6 +113,52 @@ class SoftFloor(nn.Module):
         """Bound energies."""
         flat = energy.squeeze(1)
         return F.softplus(flat + self.floor) - self.floor if self.floor else flat
+
+
+class ImageGenerator(Network, ABC):
+    """A generator made of layers in a row; subclasses are final and build these.
+
+    Args:
+        name: under which it is registered.
+        options: from ``check_generator``.
+        layers: from latents (B, D) to images.
+    """
+
+    def __init__(
+        self, name: str, options: dict[str, OptionValue], layers: Sequence[nn.Module]
+    ) -> None:
+        super().__init__(NetworkSpec(name, options))
+        self.latent_dim = cast(int, options["latent_dim"])
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map latents (B, D) to images (B, channels, H, H)."""
+        check_batch("z", z, (self.latent_dim,))
+        return cast(Tensor, self.layers(z))
+
+
+class ImageEnergy(Network, ABC):
+    """An energy made of layers in a row, with spectral norm and a soft floor if asked for.
+
+    Args:
+        name: under which it is registered.
+        options: from ``check_energy``.
+        layers: from images to (B, 1).
+    """
+
+    def __init__(
+        self, name: str, options: dict[str, OptionValue], layers: Sequence[nn.Module]
+    ) -> None:
+        super().__init__(NetworkSpec(name, options))
+        self.data_shape = tuple(cast(list[int], options["data_shape"]))
+        body = nn.Sequential(*layers)
+        self.layers = with_spectral_norm(body) if options["spectral_norm"] else body
+        self.bound = SoftFloor(cast(float, options["floor"]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, channels, H, H) to energies (B,)."""
+        check_batch("x", x, self.data_shape)
+        return cast(Tensor, self.bound(self.layers(x)))
 
 
 def check_generator(

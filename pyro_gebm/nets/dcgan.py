@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast, final
+from typing import final
 
-from torch import Tensor, nn
+from torch import nn
 
-from pyro_gebm._checks import check_batch, check_count
+from pyro_gebm._checks import check_count
 from pyro_gebm.nets.conv_parts import (
     ACTIVATIONS,
-    SoftFloor,
+    ImageEnergy,
+    ImageGenerator,
     check_energy,
     check_generator,
     normed,
@@ -18,13 +19,12 @@ from pyro_gebm.nets.conv_parts import (
     widths,
 )
 from pyro_gebm.nets.mlp import OUTPUTS
-from pyro_gebm.nets.network import Network, NetworkSpec, register
-from pyro_gebm.nets.spectral import with_spectral_norm
+from pyro_gebm.nets.network import register
 
 
 @final
 @register("dcgan_generator")
-class DCGANGenerator(Network):
+class DCGANGenerator(ImageGenerator):
     """Generator z (B, D) -> x (B, channels, H, H) of DCGAN (Radford, Metz and Chintala, 2016).
 
     A linear layer to the smallest feature map (7 x 7 for 28 pixels, 4 x 4 for 32 and 64), then
@@ -63,8 +63,6 @@ class DCGANGenerator(Network):
     ) -> None:
         options = check_generator(latent_dim, data_shape, width, norm, activation, output)
         options["hidden"] = check_count("hidden", hidden, minimum=0)
-        super().__init__(NetworkSpec("dcgan_generator", options))
-        self.latent_dim = latent_dim
         channels, side, stages = pyramid(data_shape)
         sizes = widths(width, stages - 1)[::-1]
         biased = unnormed(norm)
@@ -75,17 +73,12 @@ class DCGANGenerator(Network):
             up = nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=biased)
             layers += normed(up, narrow, norm, activation)
         layers.append(nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1))
-        self.layers = nn.Sequential(*layers, OUTPUTS[output]())
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Map latents (B, D) to images (B, channels, H, H)."""
-        check_batch("z", z, (self.latent_dim,))
-        return cast(Tensor, self.layers(z))
+        super().__init__("dcgan_generator", options, [*layers, OUTPUTS[output]()])
 
 
 @final
 @register("dcgan_energy")
-class DCGANEnergy(Network):
+class DCGANEnergy(ImageEnergy):
     """Energy x (B, channels, H, H) -> (B,) after DCGAN's discriminator, without its batch norm.
 
     Convolutions of stride 2 down to the smallest feature map, then one linear layer. Batch norm
@@ -120,8 +113,6 @@ class DCGANEnergy(Network):
     ) -> None:
         options = check_energy(data_shape, width, activation, spectral_norm, floor)
         options["hidden"] = check_count("hidden", hidden, minimum=0)
-        super().__init__(NetworkSpec("dcgan_energy", options))
-        self.data_shape = tuple(data_shape)
         channels, side, stages = pyramid(data_shape)
         layers: list[nn.Module] = []
         before = channels
@@ -130,14 +121,7 @@ class DCGANEnergy(Network):
             before = after
         flat = before * side * side
         layers += [nn.Flatten(), *_hidden(flat, hidden, activation)]
-        body = nn.Sequential(*layers, nn.Linear(hidden or flat, 1))
-        self.layers = with_spectral_norm(body) if spectral_norm else body
-        self.bound = SoftFloor(floor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (B, channels, H, H) to energies (B,)."""
-        check_batch("x", x, self.data_shape)
-        return cast(Tensor, self.bound(self.layers(x)))
+        super().__init__("dcgan_energy", options, [*layers, nn.Linear(hidden or flat, 1)])
 
 
 def _hidden(fan_in: int, units: int, activation: str) -> list[nn.Module]:

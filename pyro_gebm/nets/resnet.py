@@ -6,10 +6,10 @@ from typing import cast, final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_gebm._checks import check_batch
 from pyro_gebm.nets.conv_parts import (
     ACTIVATIONS,
-    SoftFloor,
+    ImageEnergy,
+    ImageGenerator,
     check_energy,
     check_generator,
     norm_of,
@@ -17,8 +17,7 @@ from pyro_gebm.nets.conv_parts import (
     unnormed,
 )
 from pyro_gebm.nets.mlp import OUTPUTS
-from pyro_gebm.nets.network import Network, NetworkSpec, register
-from pyro_gebm.nets.spectral import with_spectral_norm
+from pyro_gebm.nets.network import register
 
 _LEAST_SIDE = 8
 _PLAIN_BLOCKS = 2
@@ -26,7 +25,7 @@ _PLAIN_BLOCKS = 2
 
 @final
 @register("resnet_generator")
-class ResNetGenerator(Network):
+class ResNetGenerator(ImageGenerator):
     """Generator z (B, D) -> x (B, channels, H, H): SNGAN's ResNet (Miyato et al., 2018, table 4).
 
     A linear layer to the smallest feature map, one residual block for each doubling, norm,
@@ -60,10 +59,8 @@ class ResNetGenerator(Network):
         output: str = "tanh",
     ) -> None:
         options = check_generator(latent_dim, data_shape, width, norm, activation, output)
-        super().__init__(NetworkSpec("resnet_generator", options))
-        self.latent_dim = latent_dim
         channels, side, stages = pyramid(data_shape)
-        self.layers = nn.Sequential(
+        layers = [
             nn.Linear(latent_dim, width * side * side),
             nn.Unflatten(1, (width, side, side)),
             *(_UpBlock(width, norm, activation) for _ in range(stages)),
@@ -71,17 +68,13 @@ class ResNetGenerator(Network):
             ACTIVATIONS[activation](),
             nn.Conv2d(width, channels, 3, padding=1),
             OUTPUTS[output](),
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Map latents (B, D) to images (B, channels, H, H)."""
-        check_batch("z", z, (self.latent_dim,))
-        return cast(Tensor, self.layers(z))
+        ]
+        super().__init__("resnet_generator", options, layers)
 
 
 @final
 @register("resnet_energy")
-class ResNetEnergy(Network):
+class ResNetEnergy(ImageEnergy):
     """Energy x (B, channels, H, H) -> (B,): SNGAN's ResNet (Miyato et al., 2018, table 4).
 
     Residual blocks that halve the side down to 8 or less (one at least), two that keep it,
@@ -114,12 +107,10 @@ class ResNetEnergy(Network):
         floor: float = 0.0,
     ) -> None:
         options = check_energy(data_shape, width, activation, spectral_norm, floor)
-        super().__init__(NetworkSpec("resnet_energy", options))
-        self.data_shape = tuple(data_shape)
         channels, side, stages = pyramid(data_shape)
         full = side * 2**stages
         halvings = max(1, sum(full // 2**stage > _LEAST_SIDE for stage in range(stages)))
-        body = nn.Sequential(
+        layers = [
             _FirstBlock(channels, width, activation),
             *(_Block(width, activation, halve=True) for _ in range(halvings - 1)),
             *(_Block(width, activation, halve=False) for _ in range(_PLAIN_BLOCKS)),
@@ -127,14 +118,8 @@ class ResNetEnergy(Network):
             nn.AvgPool2d(full // 2**halvings),
             nn.Flatten(),
             nn.Linear(width, 1),
-        )
-        self.layers = with_spectral_norm(body) if spectral_norm else body
-        self.bound = SoftFloor(floor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (B, channels, H, H) to energies (B,)."""
-        check_batch("x", x, self.data_shape)
-        return cast(Tensor, self.bound(self.layers(x)))
+        ]
+        super().__init__("resnet_energy", options, layers)
 
 
 @final

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast, final
+from typing import final
 
-from torch import Tensor, nn
+from torch import nn
 
-from pyro_gebm._checks import check_batch
 from pyro_gebm.nets.conv_parts import (
     ACTIVATIONS,
-    SoftFloor,
+    ImageEnergy,
+    ImageGenerator,
     check_energy,
     check_generator,
     normed,
@@ -18,13 +18,12 @@ from pyro_gebm.nets.conv_parts import (
     widths,
 )
 from pyro_gebm.nets.mlp import OUTPUTS
-from pyro_gebm.nets.network import Network, NetworkSpec, register
-from pyro_gebm.nets.spectral import with_spectral_norm
+from pyro_gebm.nets.network import register
 
 
 @final
 @register("sngan_generator")
-class SNGANGenerator(Network):
+class SNGANGenerator(ImageGenerator):
     """Generator z (B, D) -> x (B, channels, H, H): SNGAN's ConvNet (Miyato et al., 2018, table 3).
 
     A linear layer to the smallest feature map, transposed convolutions of stride 2, and a 3 x 3
@@ -58,8 +57,6 @@ class SNGANGenerator(Network):
         output: str = "tanh",
     ) -> None:
         options = check_generator(latent_dim, data_shape, width, norm, activation, output)
-        super().__init__(NetworkSpec("sngan_generator", options))
-        self.latent_dim = latent_dim
         channels, side, stages = pyramid(data_shape)
         sizes = widths(width, stages)[::-1]
         biased = unnormed(norm)
@@ -70,17 +67,12 @@ class SNGANGenerator(Network):
             up = nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=biased)
             layers += normed(up, narrow, norm, activation)
         layers.append(nn.Conv2d(width, channels, 3, padding=1))
-        self.layers = nn.Sequential(*layers, OUTPUTS[output]())
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Map latents (B, D) to images (B, channels, H, H)."""
-        check_batch("z", z, (self.latent_dim,))
-        return cast(Tensor, self.layers(z))
+        super().__init__("sngan_generator", options, [*layers, OUTPUTS[output]()])
 
 
 @final
 @register("sngan_energy")
-class SNGANEnergy(Network):
+class SNGANEnergy(ImageEnergy):
     """Energy x (B, channels, H, H) -> (B,): SNGAN's ConvNet, as wide as in the paper's experiments.
 
     A 3 x 3 convolution; for each halving a 4 x 4 one of stride 2, which doubles the channels, and
@@ -112,8 +104,6 @@ class SNGANEnergy(Network):
         floor: float = 0.0,
     ) -> None:
         options = check_energy(data_shape, width, activation, spectral_norm, floor)
-        super().__init__(NetworkSpec("sngan_energy", options))
-        self.data_shape = tuple(data_shape)
         channels, side, stages = pyramid(data_shape)
         act = ACTIVATIONS[activation]
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), act()]
@@ -121,11 +111,5 @@ class SNGANEnergy(Network):
         for narrow, wide in pairwise(sizes):
             layers += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), act()]
             layers += [nn.Conv2d(wide, wide, 3, padding=1), act()]
-        body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(sizes[-1] * side * side, 1))
-        self.layers = with_spectral_norm(body) if spectral_norm else body
-        self.bound = SoftFloor(floor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (B, channels, H, H) to energies (B,)."""
-        check_batch("x", x, self.data_shape)
-        return cast(Tensor, self.bound(self.layers(x)))
+        layers += [nn.Flatten(), nn.Linear(sizes[-1] * side * side, 1)]
+        super().__init__("sngan_energy", options, layers)

@@ -30,10 +30,10 @@ PICTURES = (
 class RunFolder:
     """A folder that holds everything of one run, under fixed names.
 
-    ``config.json``, ``metrics.jsonl`` (training, a line per logged step), ``checkpoints/`` (of a
-    training that can go on), ``tensorboard/``, ``gebm.pt``, ``idata.nc``, ``metrics.json``
-    (scores), ``report.html`` (the same as a page), pictures, ``chains.gif``, and
-    ``compare.json`` and ``compare.html`` of a comparison.
+    ``config.json``, ``metrics.jsonl`` (training, a line per logged step), ``flow.jsonl`` (of a
+    flow's maximum likelihood), ``checkpoints/`` (of a training that can go on), ``tensorboard/``,
+    ``gebm.pt``, ``idata.nc``, ``metrics.json`` (scores), ``report.html`` (the same as a page),
+    pictures, ``chains.gif``, and ``compare.json`` and ``compare.html`` of a comparison.
 
     Args:
         path: the folder.
@@ -43,6 +43,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.training_log = self.path / "metrics.jsonl"
+        self.flow_log = self.path / "flow.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoint = self.path / "gebm.pt"
@@ -73,7 +74,14 @@ class RunFolder:
         remove_checkpoints(self.checkpoints)
         for events in self.tensorboard.glob("events.out.tfevents.*"):
             events.unlink(missing_ok=True)
-        products = [self.training_log, self.checkpoint, self.idata, self.metrics, self.page]
+        products = [
+            self.training_log,
+            self.flow_log,
+            self.checkpoint,
+            self.idata,
+            self.metrics,
+            self.page,
+        ]
         products += [self.film, self.comparison, self.comparison_page]
         for product in [*products, *map(self.picture, PICTURES)]:
             product.unlink(missing_ok=True)

@@ -133,7 +133,7 @@ def _check(
 def _in_random_order(model: GEBM, idata: InferenceData, wanted: Wanted, seed: int) -> Tensor:
     like = model.base.latent_prior.like
     z = torch.as_tensor(inference_data.values(idata, "z"), device=like.device).flatten(0, 1)
-    rows = torch.as_tensor(place_of(wanted.draws, wanted, seed).ravel(), device=like.device)
+    rows = torch.as_tensor(place_of(wanted, seed).ravel(), device=like.device)
     order = rows.argsort()[-wanted.num_samples :]  # what is not wanted has row -1
     with quiet_model(model):
         return push_forward(model, z[order])

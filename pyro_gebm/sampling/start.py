@@ -6,6 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc import Reference
 from pyro_gebm.mcmc.kernel import evaluate
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling.target import InitialParams, Model, Sites, Target
@@ -88,7 +90,7 @@ def find_start(target: Target, initial_params: InitialParams, num_chains: int) -
             )
         return draw_start(target, num_chains)
     start = target.from_sites(given)
-    bad = bad_rows(target, start)
+    bad = bad_rows(target.potential_fn, start)
     if bad.any():
         raise ValueError(
             "initial_params: the potential or its gradient is not finite at chain "
@@ -100,12 +102,9 @@ def find_start(target: Target, initial_params: InitialParams, num_chains: int) -
 def draw_start(target: Target, num_chains: int) -> Tensor:
     """Draws from the reference where potential and gradient are finite, (C, D')."""
     assert target.reference is not None
-    start = target.reference.sample(num_chains)
-    for _ in range(MAX_REDRAWS):
-        bad = bad_rows(target, start)
-        if not bad.any():
-            return start
-        start = torch.where(bad[:, None], target.reference.sample(num_chains), start)
+    start, bad = redrawn(target.potential_fn, target.reference, num_chains)
+    if not bad.any():
+        return start
     raise ValueError(
         f"model: no start of finite potential in {MAX_REDRAWS} draws from the prior for "
         f"{int(bad.sum())} of {num_chains} chains; check the energy (or the likelihood) on draws "
@@ -113,9 +112,20 @@ def draw_start(target: Target, num_chains: int) -> Tensor:
     )
 
 
-def bad_rows(target: Target, start: Tensor) -> Tensor:
+def redrawn(potential_fn: PotentialFn, reference: Reference, count: int) -> tuple[Tensor, Tensor]:
+    """Draws (count, D'), bad ones drawn again for a while, and which still are, (count,) bool."""
+    start = reference.sample(count)
+    for _ in range(MAX_REDRAWS):
+        bad = bad_rows(potential_fn, start)
+        if not bad.any():
+            break
+        start = torch.where(bad[:, None], reference.sample(count), start)
+    return start, bad
+
+
+def bad_rows(potential_fn: PotentialFn, start: Tensor) -> Tensor:
     """Chains whose position, potential or gradient is not finite, (C,) bool."""
-    state = evaluate(target.potential_fn, start)
+    state = evaluate(potential_fn, start)
     energy = state.potential_energy
     if energy.shape != (len(start),):
         raise ValueError(

@@ -39,12 +39,12 @@ class Wanted(NamedTuple):
         return -(-self.num_samples // self.num_chains)
 
 
-def place_of(draws: int, wanted: Wanted, seed: int) -> NDArray[np.int64]:
+def place_of(wanted: Wanted, seed: int) -> NDArray[np.int64]:
     """Where each draw goes, (chain, draw) -> row of the result, or -1: a random order."""
-    order = np.random.default_rng(seed).permutation(wanted.num_chains * draws)
+    order = np.random.default_rng(seed).permutation(wanted.num_chains * wanted.draws)
     rows = np.full(len(order), -1)
     rows[order[: wanted.num_samples]] = np.arange(wanted.num_samples)
-    return rows.reshape(wanted.num_chains, draws)
+    return rows.reshape(wanted.num_chains, wanted.draws)
 
 
 def stream(
@@ -63,7 +63,7 @@ def stream(
     run = file.state()
     seed = file.seed(run)
     done = 0 if run is None else int(run.attrs[_DONE])
-    rows = place_of(wanted.draws, wanted, seed)
+    rows = place_of(wanted, seed)
     piece = max(1, PIECE // wanted.num_chains)
     with tqdm(
         total=wanted.num_samples,
