@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_gebm._checks import check_in_range
 from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc.gradients import value_and_grad
 from pyro_gebm.mcmc.random import Generator
 from pyro_gebm.mcmc.reference import Reference
 
@@ -168,21 +169,7 @@ def evaluate(potential_fn: PotentialFn, z: Tensor) -> KernelState:
         >>> state.potential_energy, state.z_grad
         (tensor([12.5000]), tensor([[3., 4.]]))
     """
-    with torch.enable_grad():
-        position = z.detach().requires_grad_(True)
-        energy = potential_fn(position)
-        if energy.requires_grad:
-            # Of the sum over chains, without summing: two operations less.
-            (gradient,) = torch.autograd.grad(
-                energy,
-                position,
-                torch.ones_like(energy),
-                allow_unused=True,
-                materialize_grads=True,
-            )
-        else:
-            gradient = torch.zeros_like(position)
-    return KernelState(position.detach(), energy.detach(), gradient)
+    return KernelState(z.detach(), *value_and_grad(potential_fn, z))
 
 
 S = TypeVar("S", bound=tuple)  # type: ignore[type-arg]  # any NamedTuple of (nested) tensors

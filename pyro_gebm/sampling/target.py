@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc.gradients import CapturedPotential
 from pyro_gebm.mcmc.reference import Reference
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling.push import push_forward
@@ -70,7 +71,7 @@ def gebm_target(model: GEBM, beta: float) -> Target:
         return torch.where(inside[:, None], from_latent(z), torch.nan)
 
     return Target(
-        potential_fn=potential_fn,
+        potential_fn=CapturedPotential(potential_fn),
         to_sites=lambda u: {"z": to_latent(u)},
         from_sites=from_sites,
         shapes={"z": (model.latent_dim,)},

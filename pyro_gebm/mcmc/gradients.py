@@ -1,0 +1,143 @@
+"""Value and gradient of a potential: by autograd, or replayed from a CUDA graph."""
+
+import warnings
+from typing import Any, NamedTuple, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from pyro_gebm._types import PotentialFn
+
+FIRST_CALLS = 3
+"""Calls of a shape before it is recorded: libraries choose their algorithms in the first."""
+
+MAX_RECORDINGS = 4
+"""Shapes that are recorded; each keeps the memory of one evaluation."""
+
+_Kind: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
+
+
+class _Recording(NamedTuple):
+    """A graph that reads ``z`` and writes the other two."""
+
+    graph: Any
+    z: Tensor
+    value: Tensor
+    gradient: Tensor
+
+
+@final
+class CapturedPotential:
+    """A potential whose value and gradient are recorded on the GPU once and then replayed.
+
+    The networks of a GEBM are small for a GPU: launching their operations one by one from
+    Python takes longer than computing them. A CUDA graph launches all of them at once. ``sample``
+    wraps the potential of a GEBM in this by itself; wrap one of your own if it does the same
+    operations at every call. Elsewhere than on a CUDA device, and where recording fails (a
+    potential that looks at its values in Python cannot be recorded), nothing changes.
+
+    Args:
+        potential_fn: (C, D) -> (C,). What it computes may depend on ``z`` and on tensors that
+            keep their place in memory; what Python decides is decided once.
+
+    Example:
+        >>> potential_fn = CapturedPotential(lambda z: 0.5 * (z**2).sum(-1))
+        >>> potential_fn(torch.tensor([[3.0, 4.0]]))
+        tensor([12.5000])
+        >>> value_and_grad(potential_fn, torch.tensor([[3.0, 4.0]]))
+        (tensor([12.5000]), tensor([[3., 4.]]))
+    """
+
+    def __init__(self, potential_fn: PotentialFn) -> None:
+        self.potential_fn = potential_fn
+        self._calls: dict[_Kind, int] = {}
+        self._recordings: dict[_Kind, _Recording | None] = {}
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """The potential itself, (C, D) -> (C,)."""
+        return self.potential_fn(z)
+
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """U and ∇U at ``z`` (C, D): (C,) and (C, D)."""
+        recording = self._recording(z) if z.is_cuda else None
+        if recording is None:
+            return _differentiate(self.potential_fn, z)
+        recording.z.copy_(z)
+        recording.graph.replay()
+        # The next replay writes to the same place.
+        return recording.value.clone(), recording.gradient.clone()
+
+    def _recording(self, z: Tensor) -> _Recording | None:
+        kind = z.shape, z.dtype, z.device
+        if kind not in self._recordings:
+            self._calls[kind] = self._calls.get(kind, 0) + 1
+            if self._calls[kind] <= FIRST_CALLS or len(self._recordings) == MAX_RECORDINGS:
+                return None
+            self._recordings[kind] = _record(self.potential_fn, z)
+        return self._recordings[kind]
+
+
+def value_and_grad(potential_fn: PotentialFn, z: Tensor) -> tuple[Tensor, Tensor]:
+    """U and its gradient at ``z`` (C, D), detached; no parameter's ``.grad`` is touched.
+
+    A potential that does not depend on ``z`` has gradient zero.
+    """
+    if isinstance(potential_fn, CapturedPotential):
+        return potential_fn.value_and_grad(z)
+    return _differentiate(potential_fn, z)
+
+
+def _differentiate(potential_fn: PotentialFn, z: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        position = z.detach().requires_grad_(True)
+        energy = potential_fn(position)
+        if not energy.requires_grad:
+            return energy, torch.zeros_like(position)
+        # Of the sum over chains, without summing: two operations less.
+        (gradient,) = torch.autograd.grad(
+            energy,
+            position,
+            torch.ones_like(energy),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return energy.detach(), gradient
+
+
+def _record(potential_fn: PotentialFn, z: Tensor) -> _Recording | None:
+    """A recording at the shape of ``z``; ``None`` where the potential cannot be recorded."""
+    graph, place = torch.cuda.CUDAGraph(), z.detach().clone()
+    # A recording that fails half way may leave another stream in place of the current one.
+    with torch.cuda.device(z.device), torch.cuda.stream(torch.cuda.current_stream(z.device)):
+        try:
+            if not _is_asynchronous(potential_fn, place):
+                return None
+            with torch.cuda.graph(graph):
+                value, gradient = _differentiate(potential_fn, place)
+        except Exception:  # whatever else a user's potential does that a graph cannot
+            torch.cuda.synchronize()
+            return None
+    return _Recording(graph, place, value, gradient)
+
+
+def _is_asynchronous(potential_fn: PotentialFn, z: Tensor) -> bool:
+    """Whether the CPU never waits for a value.
+
+    Found out beforehand, since a recording that breaks on it leaves torch's random generators
+    unusable.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that this is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):  # as torch's manual has it for what is recorded next
+            _differentiate(potential_fn, z)
+    except RuntimeError:
+        return False
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    torch.cuda.current_stream().wait_stream(stream)
+    return True
