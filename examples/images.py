@@ -74,6 +74,9 @@ SMOKE = Budget(
 def train(preset: Preset, images: ImageSet, seed: int, folder: Path) -> tuple[pg.GEBM, dict]:
     """The preset's model, trained on all but its last images, and how long that took."""
     file = folder / f"{preset.name}-{seed}.pt"
+    told = file.with_suffix(".training.json")
+    if told.exists():
+        return pg.load(file), json.loads(told.read_text())
     torch.manual_seed(seed)
     kept = len(images.pixels) - preset.held_out
     loader = ImageLoader(
@@ -94,6 +97,7 @@ def train(preset: Preset, images: ImageSet, seed: int, folder: Path) -> tuple[pg
             )
     spent = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu, "log": log}
     pg.save(gebm.eval(), file)
+    told.write_text(json.dumps(spent))
     return gebm, spent
 
 
