@@ -3,58 +3,32 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 import pyro_gebm as pg
 from pyro_gebm.data.image_files import ImageSet
 from pyro_gebm.data.images import scale_pixels
 from pyro_gebm.metrics import (
+    Classifier,
     FrechetScorer,
     class_occupancy,
+    classifier_features,
     density_coverage,
     occupancy_distance,
     precision_recall,
+    train_classifier,
 )
 from pyro_gebm.objectives import importance_ess
 
 CLASSES = 10
 
 
-class Judge(nn.Module):
-    """Two strided convolutions and 64 features; classes of images (N, 1, 28, 28)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(),
-            nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU(),
-        )  # fmt: skip
-        self.head = nn.Linear(64, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
-
-    @torch.no_grad()
-    def label(self, x: Tensor) -> Tensor:
-        return torch.cat([self(part).argmax(1) for part in x.split(1000)])
+Judge = Classifier
 
 
 def train_judge(images: ImageSet, steps: int) -> Judge:
-    """Adam 2e-3 falling to 0, batches of 128, noise of 0.1 on the images; always seed 0."""
-    torch.manual_seed(0)
-    judge = Judge()
-    optimizer = torch.optim.Adam(judge.parameters(), 2e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    for _ in range(steps):
-        rows = torch.randint(len(images.pixels), (128,))
-        x = scale_pixels(images.pixels[rows])
-        loss = F.cross_entropy(judge(x + 0.1 * torch.randn_like(x)), images.labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return judge.eval().requires_grad_(False)
+    """The library's classifier, convolutional at these sizes; always seed 0."""
+    return train_classifier(images.pixels, images.labels, num_classes=CLASSES, steps=steps)
 
 
 @torch.no_grad()
@@ -79,11 +53,11 @@ class Scores:
     def __init__(self, judge: Judge, test: ImageSet, size: int) -> None:
         self.judge, self.size = judge, min(size, len(test.pixels))
         x = scale_pixels(test.pixels)
-        self.embed = lambda x: torch.cat([judge.features(part) for part in x.split(1000)])
+        self.embed = classifier_features(judge).embed
         self.scorer = FrechetScorer(self.embed, x, labels=test.labels)
         self.real = self.embed(x[: self.size])
         self.shares = class_occupancy(test.labels, CLASSES)
-        self.accuracy = (judge.label(x) == test.labels).double().mean().item()
+        self.accuracy = (judge.predict(x) == test.labels).double().mean().item()
         self.floor = self.scorer.floor(generator=torch.Generator().manual_seed(0))
 
     def __call__(self, x: Tensor) -> dict:
@@ -91,7 +65,7 @@ class Scores:
         seeded = torch.Generator().manual_seed(0)
         found = precision_recall(features, self.real, groups=2, generator=seeded)
         spread = density_coverage(features, self.real, groups=2, generator=seeded)
-        occupancy = class_occupancy(self.judge.label(x), CLASSES)
+        occupancy = class_occupancy(self.judge.predict(x), CLASSES)
         return {
             "frechet": self.scorer.score(x),
             "precision": found.precision,
@@ -105,7 +79,7 @@ class Scores:
 
 def modes(judge: Judge, x: Tensor) -> dict:
     """Modes recovered, and KL(found || uniform) in nats."""
-    digits = torch.stack([judge.label(x[:, [channel]]) for channel in range(3)], 1)
+    digits = torch.stack([judge.predict(x[:, [channel]]) for channel in range(3)], 1)
     counts = torch.bincount(digits @ torch.tensor([100, 10, 1]), minlength=1000).double()
     shares = counts[counts > 0] / counts.sum()
     return {"modes": int((counts > 0).sum()), "kl": float((shares * (1000 * shares).log()).sum())}

@@ -10,7 +10,8 @@ import torch
 import pyro_gebm as pg
 from pyro_gebm.cli import main
 from pyro_gebm.cli.comparing import HEADER
-from pyro_gebm.cli.problems import build_model, load_problem
+from pyro_gebm.cli.models import build_model
+from pyro_gebm.cli.problems import load_problem
 
 SIZES = ["--num-chains", "64", "--warmup-steps", "15", "--seeds", "3,5", "--budget", "200"]
 

@@ -51,6 +51,33 @@ def test_the_file_holds_what_memory_would(tmp_path, changes):
     assert [file.name for file in tmp_path.iterdir()] == ["x.npy"]
 
 
+def test_every_row_is_filled_once_and_in_no_order():
+    wanted = streamed.Wanted(193, 10, 0, {})
+    rows = streamed.place_of(wanted, 0)
+    assert rows.shape == (10, 20) and (rows == -1).sum() == 7
+    assert np.array_equal(np.sort(rows[rows >= 0]), np.arange(193))
+    chain, draw = np.indices(rows.shape)
+    for place in (chain, draw):
+        # Of 193 in random order, 4 standard deviations; in the order of chains or draws it is 1.
+        assert abs(np.corrcoef(place[rows >= 0], rows[rows >= 0])[0, 1]) < 4 / 193**0.5
+    assert np.array_equal(rows, streamed.place_of(wanted, 0))
+    assert not np.array_equal(rows, streamed.place_of(wanted, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_file_has_the_models_kind_of_numbers(tmp_path, dtype):
+    # torch.equal does not mind another dtype.
+    settings = {**SETTINGS, "num_chains": 5, "warmup_steps": 5, "kernel": "MALA"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        x, in_memory = (
+            pg.generate(linear_gaussian().to(dtype), 12, store=store, **settings)
+            for store in (tmp_path / "x.npy", None)
+        )
+    assert x.dtype == in_memory.dtype == dtype and torch.equal(x, in_memory)
+    assert torch.from_numpy(np.load(tmp_path / "x.npy")).dtype == dtype
+
+
 @pytest.mark.parametrize("where", ["write", "keep"])
 @pytest.mark.parametrize("pieces", [0, 1, 3])
 def test_killed_and_called_again_it_is_bit_for_bit_the_same(tmp_path, monkeypatch, pieces, where):
@@ -65,6 +92,23 @@ def test_killed_and_called_again_it_is_bit_for_bit_the_same(tmp_path, monkeypatc
         with pytest.raises(RuntimeError, match="killed"):
             generate(tmp_path / "x.npy", seed=None if pieces else 2)
     assert torch.equal(generate(tmp_path / "x.npy"), whole)
+
+
+def test_a_piece_counts_as_done_only_when_its_samples_are_on_disk(tmp_path, monkeypatch):
+    quick = {"num_samples": 100, "kernel": "MALA", "warmup_steps": 5}
+    real, calls = streamed._File.write, []
+
+    def dying(self, *args):
+        calls.append(0)
+        if len(calls) == 2:
+            raise RuntimeError("killed")
+        real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streamed._File, "write", dying)
+        with pytest.raises(RuntimeError, match="killed"):
+            generate(tmp_path / "x.npy", **quick)
+    assert torch.equal(generate(tmp_path / "x.npy", **quick), generate(**quick))
 
 
 def test_only_what_is_left_is_drawn(tmp_path, monkeypatch):

@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch.func import functional_call, grad, vmap
 
+import pyro_gebm as pg
 from pyro_gebm.nets import (
     MLPEnergy,
     MLPGenerator,
     NetworkSpec,
     build,
+    import_network,
     register,
     registered_names,
+    trust,
 )
 
 SMALL_IMAGES = {"data_shape": [1, 8, 8], "width": 2, "activation": "silu"}
@@ -225,6 +228,58 @@ def test_hidden_layers_have_the_widths_asked_for():
     assert [tuple(p.shape) for p in energy.parameters() if p.ndim == 2] == [(5, 4), (6, 5), (1, 6)]
 
 
+# --- the user's own, by import path ------------------------------------------
+
+LINEAR = NetworkSpec("torch.nn:Linear", {"in_features": 3, "out_features": 1, "bias": False})
+
+
+def test_an_imported_network_is_the_users_module_under_a_name():
+    network = import_network(LINEAR.name, **LINEAR.options).double()
+    assert network.spec == LINEAR and isinstance(network.module, torch.nn.Linear)
+    x = inputs((3,))
+    assert torch.equal(network(x), x @ network.module.weight.T)
+    with trust(LINEAR.name):
+        twin = build(NetworkSpec(*json.loads(json.dumps(network.spec)))).double()
+    twin.load_state_dict(network.state_dict())
+    assert torch.equal(twin(x), network(x))
+
+
+def test_a_checkpoint_names_an_imported_network_and_does_not_import_it(tmp_path):
+    energy = import_network(LINEAR.name, **LINEAR.options)
+    gebm = pg.GEBM(pg.Base(MLPGenerator(2, (3,)), pg.StandardNormal(2)), energy).eval()
+    pg.save(gebm, tmp_path / "gebm.pt")
+    with pytest.raises(ValueError, match=r"torch.nn:Linear: not imported.*--trust torch.nn:Lin"):
+        pg.load(tmp_path / "gebm.pt")
+    with trust("torch.nn:Conv2d"), pytest.raises(ValueError, match="not imported"):
+        pg.load(tmp_path / "gebm.pt")
+    with trust("torch.nn:Conv2d", LINEAR.name):
+        again = pg.load(tmp_path / "gebm.pt")
+    z = torch.randn(5, 2)
+    assert torch.equal(again.potential_fn(z), gebm.potential_fn(z))
+    assert again.energy.spec == LINEAR
+
+
+def test_trust_ends_with_its_block_even_after_an_error():
+    with pytest.raises(RuntimeError), trust(LINEAR.name), trust("torch.nn:Conv2d"):
+        build(LINEAR)  # the outer block's is still trusted
+        raise RuntimeError
+    with pytest.raises(ValueError, match="not imported"):
+        build(LINEAR)
+
+
+def test_a_module_is_not_imported_to_be_refused(tmp_path, monkeypatch):
+    (tmp_path / "side_effects.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="side_effects:Net: not imported"):
+        build(NetworkSpec("side_effects:Net", {}))
+
+
+def test_nested_names_are_found():
+    assert type(import_network("torch:nn.ReLU").module) is torch.nn.ReLU
+    with pytest.raises(ValueError, match=r"torch:nn\.Nothing: torch has no nn\.Nothing"):
+        import_network("torch:nn.Nothing")
+
+
 # --- refusals ------------------------------------------
 
 
@@ -242,6 +297,21 @@ def test_hidden_layers_have_the_widths_asked_for():
         (lambda: build(NetworkSpec("mlp_energy", {"width": 3})), "mlp_energy: .*width"),
         (lambda: build(NetworkSpec("mlp_energy", {})), "mlp_energy: .*data_shape"),
         (lambda: register("mlp_energy"), "mlp_energy.*taken"),
+        (lambda: register("my:energy"), "looks like an import path"),
+        (lambda: import_network("torch.nn"), "torch.nn: expected an import path"),
+        (lambda: import_network("torch nn:Linear"), "expected an import path"),
+        (lambda: import_network("../torch:Linear"), "expected an import path"),
+        (lambda: import_network("torch.nothing:Net"), "there is no module torch.nothing"),
+        (lambda: import_network("torch.nn:Nothing"), "torch.nn has no Nothing"),
+        (lambda: import_network("torch.nn:functional"), "torch.nn.Module; got module"),
+        (lambda: import_network("os:system"), "torch.nn.Module; got builtin_function"),
+        (lambda: import_network("pathlib:Path"), "torch.nn.Module; got the class Path"),
+        (lambda: import_network("torch.nn:Linear", width=3), "torch.nn:Linear: .*in_features.*wid"),
+        (
+            lambda: import_network("torch.nn:Linear", in_features=-1, out_features=2),
+            r"torch.nn:Linear: cannot be built with .*RuntimeError",
+        ),
+        (lambda: trust("mlp_energy").__enter__(), "mlp_energy: expected an import path"),
     ],
 )
 def test_refusals_say_what_came(call, message):

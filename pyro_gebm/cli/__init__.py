@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pyro_gebm.cli.networks import trusted_paths, user_code
 from pyro_gebm.cli.parser import build_parser
 from pyro_gebm.training import CheckpointError, TrainingError
 
@@ -14,7 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     torch.set_num_threads(arguments.threads)
     try:
-        arguments.action(arguments)
+        with user_code(trusted_paths(arguments)):
+            arguments.action(arguments)
     except (ValueError, OSError, CheckpointError, TrainingError) as error:
         print(f"pyro-gebm: error: {error}", file=sys.stderr)
         return 2

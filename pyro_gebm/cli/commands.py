@@ -4,9 +4,11 @@ import argparse
 import time
 import warnings
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_gebm import GEBM, TrainConfig, __version__, inference_data
 from pyro_gebm import sample as sample_latents
@@ -21,19 +23,30 @@ from pyro_gebm.cli.evaluation import (
     short_run,
 )
 from pyro_gebm.cli.flow_training import FLOW_FIT
+from pyro_gebm.cli.image_problems import READING as OF_IMAGES
+from pyro_gebm.cli.judges import build_judge
 from pyro_gebm.cli.likelihood import likelihood_words, score_likelihoods
+from pyro_gebm.cli.models import with_networks
+from pyro_gebm.cli.networks import choices, trust_words
 from pyro_gebm.cli.pictures import (
     draw_chains,
     draw_diagnostics,
     draw_evaluation,
     draw_training,
 )
-from pyro_gebm.cli.problems import FLOWS, Problem, build_judge, load_problem
+from pyro_gebm.cli.problems import (
+    FLOWS,
+    PROBLEMS,
+    Problem,
+    load_preset_problem,
+    load_problem,
+)
 from pyro_gebm.cli.processes import process_group
-from pyro_gebm.cli.runs import load_run, open_folder, problem_of
+from pyro_gebm.cli.runs import device_of, load_run, open_folder, problem_of
 from pyro_gebm.cli.table_problems import PREPARING, READING
 from pyro_gebm.cli.tables import comparison_table, metrics_json, notes, verdict_line
 from pyro_gebm.cli.training import Habits, train
+from pyro_gebm.presets import load_preset
 from pyro_gebm.report import (
     Page,
     RunFolder,
@@ -43,6 +56,7 @@ from pyro_gebm.report import (
     write_json,
     write_text,
 )
+from pyro_gebm.sampling import push_forward
 from pyro_gebm.training import FlowConfig, processes
 
 DEMO_KERNELS = ("NUTS", "HMC", "Langevin")
@@ -73,15 +87,20 @@ def run_train(arguments: argparse.Namespace) -> None:
     """Train a model into a run folder, alone or as one of torchrun's processes."""
     with process_group(arguments.device) as (procs, device_name):
         folder = open_folder(arguments.out)
+        if arguments.download and procs.world_size > 1:
+            raise ValueError(
+                f"--download: expected one process to fetch data; got {procs.world_size}; fetch "
+                "them first"
+            )
         if arguments.resume:
             saved = folder.read_config()
             seed = int(saved["seed"])
-            problem = problem_of(folder)
+            problem = problem_of(folder, arguments.data_root, training=True)
             config = TrainConfig.from_dict(saved["train"])
             flow = FlowConfig(**saved.get("flow", {}))
         else:
             seed = arguments.seed
-            problem = load_problem(arguments.data, seed, arguments.base, _table_options(arguments))
+            problem = with_networks(_asked(arguments), choices(arguments), arguments.latent_dim)
             config = _train_config(problem, arguments)
             flow = _flow_config(problem, arguments)
         habits = Habits(
@@ -95,19 +114,20 @@ def run_train(arguments: argparse.Namespace) -> None:
             problem,
             config,
             seed=seed,
-            device=_device(device_name),
+            device=device_of(device_name),
             folder=folder,
             procs=procs,
             habits=habits,
         )
         if procs.rank == 0:
             draw_training(folder, folder)
-            print(f"Wrote {folder.checkpoint}. Next: pyro-gebm evaluate {folder.path}")
+            words = f"pyro-gebm evaluate {folder.path}{trust_words(problem.networks)}"
+            print(f"Wrote {folder.checkpoint}. Next: {words}")
 
 
 def run_sample(arguments: argparse.Namespace) -> None:
     """Sample a trained model's latent posterior into an InferenceData file."""
-    folder, gebm, problem = load_run(arguments.run)
+    folder, gebm, problem = load_run(arguments.run, arguments.data_root, arguments.device)
     out = open_folder(arguments.out or folder.path)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -145,7 +165,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Compare kernels and the base on a trained model."""
     settings = _settings(arguments)
-    folder, gebm, problem = load_run(arguments.run)
+    folder, gebm, problem = load_run(arguments.run, arguments.data_root, arguments.device)
     out = open_folder(arguments.out or folder.path)
     _evaluate(gebm, problem, arguments.kernels, settings, folder, out)
 
@@ -162,7 +182,7 @@ def _evaluate(
     runs = run_kernels(gebm, kernels, settings)
     size = set_size(runs)
     torch.manual_seed(settings.seed)
-    base_sets = [gebm.base.sample(size) for _ in range(NUM_SETS)]
+    base_sets = [_base_samples(gebm, size) for _ in range(NUM_SETS)]
     base = judge_base(problem, judge, base_sets, settings.seed)
     verdicts = [judge_run(gebm, problem, judge, done, base_sets) for done in runs]
     table = comparison_table(judge, base, verdicts)
@@ -175,8 +195,8 @@ def _evaluate(
         metrics["likelihood"] = likelihoods._asdict()
     write_json(folder.metrics, metrics)
     inference_data.save(runs[0].idata, folder.idata)
-    shorts = {done.kernel: short_run(gebm, judge, done, settings) for done in runs}
-    samples = torch.cat(base_sets)
+    shorts = {done.kernel: short_run(gebm, problem, judge, done, settings) for done in runs}
+    samples = torch.cat(base_sets) if problem.images is None else base_sets[0]
     first = runs[0].idata
     results = draw_evaluation(gebm, problem, judge, runs, shorts, base, samples, folder)
     results += draw_chains(gebm, problem, first, settings.beta, folder)
@@ -225,19 +245,47 @@ def _flow_config(problem: Problem, arguments: argparse.Namespace) -> FlowConfig:
     return replace(FLOW_FIT, steps=arguments.flow_steps)
 
 
-def _table_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of tables that were given."""
+def _asked(arguments: argparse.Namespace) -> Problem:
+    """The data that ``train`` is asked to learn."""
+    if arguments.preset is None:
+        if arguments.download:
+            raise ValueError(
+                "--download: expected a --preset, whose images are to be had; got none"
+            )
+        data = _named_data(arguments.data)
+        return load_problem(data, arguments.seed, arguments.base, _data_options(arguments))
+    given = _data_options(arguments)
+    flip = given.pop("flip", None)
+    others = [*(["--data"] if arguments.data else []), *sorted(given)]
+    if others or arguments.base != "mlp":
+        told = ", ".join(others) or f"--base {arguments.base}"
+        raise ValueError(f"--preset: expected no other data and no options of theirs; got {told}")
+    preset = load_preset(arguments.preset)
+    preset = preset if flip is None else replace(preset, flip=flip)
+    return load_preset_problem(preset, arguments.data_root, download=arguments.download)
+
+
+def _named_data(given: str | None) -> str:
+    """A problem's name, or the absolute path of data."""
+    if given is None or given in PROBLEMS:
+        return given or PROBLEMS[0]
+    if not Path(given).exists():
+        raise ValueError(
+            f"--data: expected one of {', '.join(PROBLEMS)}, images, or a table; got {given!r}"
+        )
+    return str(Path(given).resolve())
+
+
+def _data_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of tables and images that were given."""
     options = {"keep": arguments.kept}  # --keep is the number of checkpoints
-    options |= {name: getattr(arguments, name) for name in (*READING, *PREPARING) if name != "keep"}
+    names = {*READING, *PREPARING, *OF_IMAGES} - {"keep"}
+    options |= {name: getattr(arguments, name) for name in sorted(names)}
     if arguments.dequantize is False:
         del options["dequantize"]
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device: {name} is not to be had here ({error})") from error
-    return device
+def _base_samples(gebm: GEBM, size: int) -> Tensor:
+    """Samples of the base, on the CPU, some at a time."""
+    return push_forward(gebm, gebm.base.latent_prior.sample(size))

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_gebm.cli.evaluation import class_truth
+from pyro_gebm.cli.judges import Judge, build_judge, class_truth
 from pyro_gebm.cli.pictures import floor_line
-from pyro_gebm.cli.problems import Judge, Problem, build_judge
+from pyro_gebm.cli.problems import Problem
 from pyro_gebm.cli.runs import load_run, open_folder
 from pyro_gebm.cli.tables import spread
 from pyro_gebm.comparison import (
@@ -58,7 +58,7 @@ HEADER = (
 
 def run_compare(arguments: argparse.Namespace) -> None:
     """Compare kernels on a trained model at a budget of gradient evaluations."""
-    source, gebm, problem = load_run(arguments.run)
+    source, gebm, problem = load_run(arguments.run, arguments.data_root, arguments.device)
     out = open_folder(arguments.out or source.path)
     judge = build_judge(problem, progress=True)
     found = compare(

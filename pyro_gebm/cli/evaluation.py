@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pyro_gebm import GEBM, inference_data, sample
 from pyro_gebm._checks import check_count
-from pyro_gebm.cli.problems import Judge, Problem, occupancy, share_near_modes
+from pyro_gebm.cli.judges import Judge, class_truth, occupancy, scaled, share_near_modes
+from pyro_gebm.cli.problems import Problem
 from pyro_gebm.inference_data import InferenceData
 from pyro_gebm.mcmc import KERNELS, Draws, Tuning, run
 from pyro_gebm.metrics import (
@@ -31,6 +32,8 @@ NUM_SETS = 5
 
 PILOT_DRAWS = 20
 CURVE_CHAINS = 2000
+IMAGE_CURVE_CHAINS = 500
+"""Chains of the curve on images, whose networks cost more."""
 CURVE_GRADIENTS = 50
 
 
@@ -115,15 +118,14 @@ def run_kernels(gebm: GEBM, kernels: Sequence[str], settings: Settings) -> list[
 
 def judge_base(problem: Problem, judge: Judge, base_sets: Sequence[Tensor], seed: int) -> BaseScore:
     """Score of the base, and the floor that real data set."""
-    everything = torch.cat(list(base_sets))
     scores = [judge.scorer.score(x) for x in base_sets]
     generator = torch.Generator().manual_seed(seed)
     return BaseScore(
         score=mean_spread(scores),
         floor=judge.scorer.floor(generator=generator),
         floor_note=judge.floor_note,
-        occupancy_error=occupancy_error(problem, judge, everything),
-        near_modes=share_near_modes(judge, everything),
+        occupancy_error=occupancy_error(problem, judge, base_sets),
+        near_modes=share_near_modes(judge, base_sets),
         num_test=len(problem.test),
     )
 
@@ -133,12 +135,11 @@ def judge_run(
 ) -> Verdict:
     """Scores and diagnostics of one kernel's draws against as many base samples."""
     sets = deal(gebm, done.idata, len(base_sets[0]))
-    everything = torch.cat(sets)
     return Verdict(
         kernel=done.kernel,
         score=relative_score(judge.scorer, sets, base_sets),
-        occupancy_error=occupancy_error(problem, judge, everything),
-        near_modes=share_near_modes(judge, everything),
+        occupancy_error=occupancy_error(problem, judge, sets),
+        near_modes=share_near_modes(judge, sets),
         rhat=inference_data.worst_rhat(done.idata),
         ess=inference_data.least_ess(done.idata),
         divergences=int(_stat(done.idata, "diverging").sum()),
@@ -155,7 +156,8 @@ def set_size(runs: Sequence[KernelRun]) -> int:
 
 def deal(gebm: GEBM, idata: InferenceData, size: int | None = None) -> list[Tensor]:
     """x = G(z) of the draws, dealt like cards into sets, so that each spans the whole run."""
-    z = torch.as_tensor(inference_data.values(idata, "z")).transpose(0, 1)
+    device = gebm.log_partition.device
+    z = torch.as_tensor(inference_data.values(idata, "z"), device=device).transpose(0, 1)
     hands = [z[start::NUM_SETS].reshape(-1, z.shape[-1]) for start in range(NUM_SETS)]
     size = size or min(map(len, hands))
     with gebm.frozen():
@@ -164,41 +166,43 @@ def deal(gebm: GEBM, idata: InferenceData, size: int | None = None) -> list[Tens
 
 def _spread_out(rows: Tensor, size: int) -> Tensor:
     """``size`` rows, from the first to the last at even distances."""
-    return rows[torch.linspace(0, len(rows) - 1, size).round().long()]
+    return rows[torch.linspace(0, len(rows) - 1, size).round().long().to(rows.device)]
 
 
-def occupancy_error(problem: Problem, judge: Judge, x: Tensor) -> float | None:
+def occupancy_error(problem: Problem, judge: Judge, sets: Sequence[Tensor]) -> float | None:
     """Total variation between the class or mode frequencies of samples and of the truth."""
-    found, truth = occupancy(judge, x), class_truth(problem, judge)
+    found, truth = occupancy(judge, sets), class_truth(problem, judge)
     if found is None or truth is None:
         return None
     return occupancy_distance(found, truth)
 
 
-def class_truth(problem: Problem, judge: Judge) -> Tensor | None:
-    """Frequencies (K,) of the classes among the test data, or those of equal modes."""
-    if problem.test_labels is not None:
-        counts = torch.bincount(problem.test_labels).double()
-        return counts / counts.sum()
-    if judge.modes is None:
-        return None
-    return torch.full((len(judge.modes),), 1 / len(judge.modes), dtype=torch.float64)
-
-
-def short_run(gebm: GEBM, judge: Judge, done: KernelRun, settings: Settings) -> tuple[Curve, Shift]:
+def short_run(
+    gebm: GEBM, problem: Problem, judge: Judge, done: KernelRun, settings: Settings
+) -> tuple[Curve, Shift]:
     """Chains from base samples under a long run's tuning: the score on the way, and the ends."""
     torch.manual_seed(settings.seed)
-    start = gebm.base.latent_prior.sample(CURVE_CHAINS)
+    chains = CURVE_CHAINS if problem.images is None else min(CURVE_CHAINS, IMAGE_CURVE_CHAINS)
+    start = gebm.base.latent_prior.sample(chains)
     with gebm.frozen():
         result = _run_again(gebm, done, settings, start)
-        before, after = push_forward(gebm, start), push_forward(gebm, result.z)
-        energies = gebm.evaluate_energy(before), gebm.evaluate_energy(after[:, -1])
-    spent = (result.info.num_steps.double().mean(0)).cumsum(0)
-    scores = [judge.scorer.score(x) for x in (before, *after.unbind(1))]
+        before, after = push_forward(gebm, start), push_forward(gebm, result.z[:, -1])
+        # Draw by draw, for all of them together would take room.
+        later = [judge.scorer.score(push_forward(gebm, z)) for z in result.z.unbind(1)]
+    energies = energies_of(gebm, before), energies_of(gebm, after)
+    spent = result.info.num_steps.double().mean(0).cumsum(0)
+    scores = [judge.scorer.score(before), *later]
     # Sets as large as the batch of chains, so that the level carries the same sampling noise.
-    level = [judge.scorer.score(x) for x in deal(gebm, done.idata, CURVE_CHAINS)]
+    level = [judge.scorer.score(x) for x in deal(gebm, done.idata, chains)]
     curve = Curve([0.0, *spent.tolist()], scores, statistics.fmean(level))
-    return curve, Shift(before, after[:, -1], *energies)
+    return curve, Shift(before, after, *energies)
+
+
+def energies_of(gebm: GEBM, x: Tensor) -> Tensor:
+    """E of data (N, ...), scaled or as bytes, some at a time, (N,) on the CPU."""
+    with gebm.frozen(), torch.no_grad():
+        parts = [scaled(part).to(gebm.log_partition) for part in torch.split(x, 1024)]
+        return torch.cat([gebm.evaluate_energy(part).cpu() for part in parts])
 
 
 def _run_again(gebm: GEBM, done: KernelRun, settings: Settings, start: Tensor) -> Draws:

@@ -42,7 +42,8 @@ def score_likelihoods(gebm: GEBM, problem: Problem, seed: int) -> Likelihoods | 
     """The log-likelihoods of base and model; ``None`` if the base has no density."""
     if problem.base not in FLOWS:
         return None
-    base = data_log_prob(gebm.base, problem.test)
+    test = problem.test.to(gebm.log_partition.device)
+    base = data_log_prob(gebm.base, test).cpu()
     log_det = 0.0 if problem.table is None else problem.table.log_det
     known = float(base.mean()), _error(base)
     try:
@@ -50,7 +51,7 @@ def score_likelihoods(gebm: GEBM, problem: Problem, seed: int) -> Likelihoods | 
         log_z = trusted_log_z(gebm, num_latents=LOG_Z_LATENTS, generator=generator, progress=True)
     except UntrustedLogZError as refusal:
         return Likelihoods(*known, None, None, None, None, {"refused": str(refusal)}, log_det)
-    model = log_density(gebm, problem.test, log_z.log_z)
+    model = log_density(gebm, test, log_z.log_z).cpu()
     gain = model - base
     return Likelihoods(
         *known,

@@ -1,18 +1,28 @@
 """The arguments of the commands."""
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, final
+from typing import NoReturn, TypeAlias, final
 
 from pyro_gebm import TrainConfig, __version__
 from pyro_gebm.cli import commands
+from pyro_gebm.cli.arguments import (
+    as_count,
+    as_kernel_or_auto,
+    as_kernels,
+    as_options,
+    as_seed,
+    as_seeds,
+    as_setting,
+    as_tempering,
+    kernel_help,
+)
 from pyro_gebm.cli.comparing import run_compare
 from pyro_gebm.cli.flow_training import FLOW_FIT
+from pyro_gebm.cli.image_problems import DATA_ROOT, USUAL
 from pyro_gebm.cli.problems import BASES, PROBLEMS
 from pyro_gebm.data.preprocessing import PREPROCESSINGS
-from pyro_gebm.mcmc import KERNELS
+from pyro_gebm.presets import PRESETS
 
 
 @final
@@ -45,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pyro-gebm {__version__}")
     parser.add_argument(
         "--threads",
-        type=_count,
+        type=as_count,
         default=1,
         help="CPU threads of torch; small networks are fastest with one",
     )
@@ -70,24 +80,53 @@ def _add_demo(subparsers: Subparsers) -> None:
 
 def _add_train(subparsers: Subparsers) -> None:
     train = _command(subparsers, "train", "train a model into a run folder", commands.run_train)
-    text = f"what to learn: {', '.join(PROBLEMS)}, or a table (.csv and other text, .npy, .npz)"
-    train.add_argument("--data", type=_data, default="digits", help=text)
+    text = f"what to learn: {', '.join(PROBLEMS)} (the first if not given), a table (.csv and "
+    text += "other text, .npy, .npz), a folder of images, or images in .npy or .npz"
+    train.add_argument("--data", help=text)
+    text = "a named training on images of --data-root: data, networks and settings"
+    train.add_argument("--preset", choices=PRESETS, help=text)
     text = "networks of the base; nvp and nsf are flows, fitted by maximum likelihood first"
     train.add_argument("--base", choices=BASES, default="mlp", help=text)
     _add_run_options(train, out="runs/train")
-    train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    _add_place_options(train)
+    text = "fetch what is missing of the preset's images"
+    train.add_argument("--download", action="store_true", help=text)
     _add_training_options(train)
     text = f"steps of a flow's maximum likelihood at most; {FLOW_FIT.steps:,} by default"
-    train.add_argument("--flow-steps", type=_count, help=text)
+    train.add_argument("--flow-steps", type=as_count, help=text)
     text = "go on from the newest checkpoint in --out, with its settings"
     train.add_argument("--resume", action="store_true", help=text)
     text = "steps from one checkpoint to the next"
-    train.add_argument("--checkpoint-every", type=_count, default=500, help=text)
+    train.add_argument("--checkpoint-every", type=as_count, default=500, help=text)
     text = "newest checkpoints to keep, besides the best of the refit"
-    train.add_argument("--keep", type=_count, default=2, help=text)
+    train.add_argument("--keep", type=as_count, default=2, help=text)
     text = "write figures for TensorBoard too"
     train.add_argument("--tensorboard", action="store_true", help=text)
+    _add_network_options(train)
     _add_table_options(train)
+    _add_image_options(train)
+
+
+def _add_network_options(train: argparse.ArgumentParser) -> None:
+    group = train.add_argument_group("networks")
+    for role, takes in (("generator", "latents (B, D)"), ("energy", "data (B, ...)")):
+        text = f"another one: registered, or a class of yours, package.module:Name, of {takes}"
+        group.add_argument(f"--{role}", metavar="NAME", help=text)
+        text = "of its constructor, as JSON; those of the usual one without a name"
+        group.add_argument(f"--{role}-options", type=as_options, metavar="JSON", help=text)
+    text = "D; that of the generator's options, or the data's own, if not given"
+    group.add_argument("--latent-dim", type=as_count, help=text)
+
+
+def _add_image_options(train: argparse.ArgumentParser) -> None:
+    text = f"networks and settings are those of {USUAL}, at the images' own size"
+    group = train.add_argument_group("images", text)
+    text = "side in pixels to which they are brought; images as they are if not given"
+    group.add_argument("--size", type=as_count, help=text)
+    text = "mirror at random; the preset's own if not given, else not"
+    group.add_argument("--flip", action=argparse.BooleanOptionalAction, help=text)
+    text = "pass over the classes that subfolders or an array of labels make"
+    group.add_argument("--no-labels", dest="labels", action="store_const", const=False, help=text)
 
 
 def _add_table_options(train: argparse.ArgumentParser) -> None:
@@ -96,7 +135,7 @@ def _add_table_options(train: argparse.ArgumentParser) -> None:
     group.add_argument("--delimiter", help=text)
     text = "whether the first line has names; found if not given"
     group.add_argument("--header", action=argparse.BooleanOptionalAction, help=text)
-    group.add_argument("--key", help="name of the array in a .npz with several")
+    group.add_argument("--key", help="name of the array in a .npz with several, of images too")
     text = "columns to keep, by name or, without names, by place from 0"
     group.add_argument("--columns", dest="kept", nargs="+", metavar="COLUMN", help=text)
     text = "columns to leave out"
@@ -107,12 +146,20 @@ def _add_table_options(train: argparse.ArgumentParser) -> None:
     group.add_argument("--dequantize", action="store_true", help=text)
 
 
+def _add_place_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    text = f"folder of image sets; {DATA_ROOT} of the environment, or the run's own, if not given"
+    command.add_argument("--data-root", metavar="DIR", help=text)
+    text = "a network of your code that the run may import, package.module:Name; repeatable"
+    command.add_argument("--trust", action="append", metavar="NAME", help=text)
+
+
 def _add_sample(subparsers: Subparsers) -> None:
     text = "sample a trained model's latent posterior"
     sample = _command(subparsers, "sample", text, commands.run_sample)
     sample.add_argument("run", help="run folder of 'train' or 'demo'")
-    text = "auto (ChEES from 16 chains on, HMC below), or " + _kernel_help()
-    sample.add_argument("--kernel", type=_kernel_or_auto, default="auto", help=text)
+    text = "auto (ChEES from 16 chains on, HMC below), or " + kernel_help()
+    sample.add_argument("--kernel", type=as_kernel_or_auto, default="auto", help=text)
     sample.add_argument("--beta", type=float, default=1.0, help="inverse temperature of the energy")
     sample.add_argument(
         "--global-moves",
@@ -121,11 +168,12 @@ def _add_sample(subparsers: Subparsers) -> None:
         help="jumps that propose from the base",
     )
     sample.add_argument(
-        "--tempering", type=_tempering, default=None, help="auto, or a number of replicas"
+        "--tempering", type=as_tempering, default=None, help="auto, or a number of replicas"
     )
     text = "draw ranks, traces, autocorrelation and the chains in motion"
     sample.add_argument("--pictures", action="store_true", help=text)
-    sample.add_argument("--thinning", type=_count, default=1, help="transitions per draw kept")
+    sample.add_argument("--thinning", type=as_count, default=1, help="transitions per draw kept")
+    _add_place_options(sample)
     _add_run_options(sample, out=None)
     _add_chain_options(sample, num_samples=1000, warmup_steps=None)
 
@@ -136,11 +184,12 @@ def _add_evaluate(subparsers: Subparsers) -> None:
     evaluate.add_argument("run", help="run folder of 'train' or 'demo'")
     evaluate.add_argument(
         "--kernels",
-        type=_kernels,
+        type=as_kernels,
         default=",".join(commands.DEMO_KERNELS),
-        help=f"comma-separated; the first sets the budget of the others; {_kernel_help()}",
+        help=f"comma-separated; the first sets the budget of the others; {kernel_help()}",
     )
     evaluate.add_argument("--beta", type=float, default=1.0, help="inverse temperature")
+    _add_place_options(evaluate)
     _add_run_options(evaluate, out=None)
     _add_chain_options(evaluate, num_samples=250, warmup_steps=100)
 
@@ -151,22 +200,23 @@ def _add_compare(subparsers: Subparsers) -> None:
     compare.add_argument("run", help="run folder of 'train' or 'demo'")
     compare.add_argument(
         "--kernels",
-        type=_kernels,
+        type=as_kernels,
         default="NUTS,HMC,Langevin,ChEES",
-        help=f"comma-separated; {_kernel_help()}",
+        help=f"comma-separated; {kernel_help()}",
     )
     text = "gradient evaluations per chain, warm-up included"
-    compare.add_argument("--budget", type=_count, default=20_000, help=text)
+    compare.add_argument("--budget", type=as_count, default=20_000, help=text)
     compare.add_argument("--beta", type=float, default=1.0, help="inverse temperature")
-    compare.add_argument("--seeds", type=_seeds, default="0,1,2", help="comma-separated")
+    compare.add_argument("--seeds", type=as_seeds, default="0,1,2", help="comma-separated")
     compare.add_argument(
         "--global-moves", choices=["auto", "off"], default="off", help="jumps beside each kernel"
     )
     text = "chains, in one batch; their positions are the set that is scored"
-    compare.add_argument("--num-chains", type=_count, default=1000, help=text)
+    compare.add_argument("--num-chains", type=as_count, default=1000, help=text)
     text = "transitions of warm-up; by the number of chains"
-    compare.add_argument("--warmup-steps", type=_count, default=None, help=text)
+    compare.add_argument("--warmup-steps", type=as_count, default=None, help=text)
     compare.add_argument("--out", default=None, help="folder to write to; the run's own by default")
+    _add_place_options(compare)
 
 
 def _command(
@@ -183,19 +233,19 @@ def _command(
 def _add_run_options(command: argparse.ArgumentParser, *, out: str | None) -> None:
     text = "folder to write to" + ("" if out else "; the run's own if not given")
     command.add_argument("--out", default=out, help=text)
-    command.add_argument("--seed", type=_seed, default=0, help="of everything random")
+    command.add_argument("--seed", type=as_seed, default=0, help="of everything random")
 
 
 def _add_training_options(command: argparse.ArgumentParser) -> None:
     text = f"steps of the base; {TrainConfig().base_steps:,} by default, none on a flow"
-    command.add_argument("--base-steps", type=_count, help=text)
+    command.add_argument("--base-steps", type=as_count, help=text)
     text = f"energy steps of the refit; {TrainConfig().refit_steps:,} by default, 1,000 on a flow"
-    command.add_argument("--refit-steps", type=_count, help=text)
+    command.add_argument("--refit-steps", type=as_count, help=text)
     command.add_argument(
         "--set",
         dest="settings",
         metavar="NAME=VALUE",
-        type=_setting,
+        type=as_setting,
         action="append",
         default=[],
         help="any other setting of TrainConfig, such as objective=gan or gradient_penalty=0.3",
@@ -205,76 +255,13 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
 def _add_chain_options(
     command: argparse.ArgumentParser, *, num_samples: int, warmup_steps: int | None
 ) -> None:
-    command.add_argument("--num-chains", type=_count, default=64, help="chains, in one batch")
+    command.add_argument("--num-chains", type=as_count, default=64, help="chains, in one batch")
     command.add_argument(
-        "--num-samples", type=_count, default=num_samples, help="draws kept per chain"
+        "--num-samples", type=as_count, default=num_samples, help="draws kept per chain"
     )
     command.add_argument(
         "--warmup-steps",
-        type=_count,
+        type=as_count,
         default=warmup_steps,
         help="transitions of warm-up" + ("" if warmup_steps else "; by the number of chains"),
     )
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1; got {text!r}")
-    return int(text)
-
-
-def _data(text: str) -> str:
-    if text in PROBLEMS:
-        return text
-    if not Path(text).is_file():
-        listed = ", ".join(PROBLEMS)
-        raise argparse.ArgumentTypeError(f"expected one of {listed}, or a table; got {text!r}")
-    return str(Path(text).resolve())
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE; got {text!r}")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value  # a word
-
-
-def _seed(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 0; got {text!r}")
-    return int(text)
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    return tuple(_seed(seed.strip()) for seed in text.split(","))
-
-
-def _kernel(text: str) -> str:
-    by_name = {name.lower(): name for name in KERNELS}
-    if text.lower() not in by_name:
-        known = ", ".join(KERNELS)
-        raise argparse.ArgumentTypeError(f"expected one of {known}; got {text!r}")
-    return by_name[text.lower()]
-
-
-def _kernel_or_auto(text: str) -> str:
-    return "auto" if text.lower() == "auto" else _kernel(text)
-
-
-def _tempering(text: str) -> str | int:
-    if text.lower() == "auto":
-        return "auto"
-    if not text.isdigit() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"expected auto or a whole number >= 2; got {text!r}")
-    return int(text)
-
-
-def _kernels(text: str) -> tuple[str, ...]:
-    return tuple(_kernel(name.strip()) for name in text.split(","))
-
-
-def _kernel_help() -> str:
-    return "one of " + ", ".join(KERNELS)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pyro_gebm import GEBM, inference_data
-from pyro_gebm.cli.evaluation import BaseScore, KernelRun, deal
-from pyro_gebm.cli.problems import Judge, Problem
+from pyro_gebm.cli.evaluation import BaseScore, KernelRun, deal, energies_of
+from pyro_gebm.cli.judges import Judge
+from pyro_gebm.cli.problems import Problem
 from pyro_gebm.inference_data import InferenceData
 from pyro_gebm.metrics import MeanSpread
 from pyro_gebm.plots import (
@@ -41,7 +42,8 @@ def draw_evaluation(
 ) -> list[Picture]:
     """Samples before and after, energies, and scores on the way."""
     shown = runs[0].kernel
-    refined = torch.cat(deal(gebm, runs[0].idata))
+    sets = deal(gebm, runs[0].idata)
+    refined = torch.cat(sets) if problem.images is None else sets[0]  # the room that images take
     way = ", in two principal coordinates" if problem.test.ndim == 2 < problem.test.shape[1] else ""
     samples = Picture(
         folder.picture("samples"), f"Samples of the base and of the model, {shown}{way}."
@@ -57,7 +59,7 @@ def draw_evaluation(
         "Energies of test data, base and model: the last should lie on the first.",
     )
     named = {"real test data": problem.test, "base": base_samples, f"refined, {shown}": refined}
-    plot_energies({name: _energies(gebm, x) for name, x in named.items()}, energies.path)
+    plot_energies({name: energies_of(gebm, x) for name, x in named.items()}, energies.path)
     curves = Picture(
         folder.picture("curves"),
         "Scores of chains that start from the base, under the tuning of the long runs.",
@@ -128,29 +130,31 @@ def draw_chains(
     gebm: GEBM, problem: Problem, idata: InferenceData, beta: float, folder: RunFolder
 ) -> list[Picture]:
     """Chains in motion, and of two latents their potential as a map."""
-    z = torch.as_tensor(inference_data.values(idata, "z"))
+    device = gebm.log_partition.device
+    z = torch.as_tensor(inference_data.values(idata, "z"), device=device)
     start = z[:, :FILM_DRAWS]
     film = Picture(folder.film, f"{idata.attrs['kernel']}: the first draws of its chains.")
     with gebm.frozen():
         x = push_forward(gebm, start)
-        if problem.test.ndim == 2:
+        points = problem.test.ndim == 2
+        if points:
             x = plane(problem)(x)
         if gebm.latent_dim != 2:
             animate_chains(x, film.path)
             return [film]
 
         def potential_fn(u: Tensor) -> Tensor:
-            return gebm.potential_fn(u, beta)
+            return gebm.potential_fn(u.to(device), beta).cpu()
 
-        animate_chains(x, film.path, z=start, potential_fn=potential_fn, real=problem.test)
+        if points:
+            animate_chains(
+                x, film.path, z=start.cpu(), potential_fn=potential_fn, real=problem.test
+            )
+        else:
+            animate_chains(x, film.path)
         latent = Picture(
             folder.picture("latent"), "The latent potential; dots are draws, crosses divergences."
         )
         diverging = inference_data.values(idata, "diverging", "sample_stats")
-        plot_latent_potential(potential_fn, latent.path, chains=z, diverging=diverging)
+        plot_latent_potential(potential_fn, latent.path, chains=z.cpu(), diverging=diverging)
     return [latent, film]
-
-
-def _energies(gebm: GEBM, x: Tensor) -> Tensor:
-    with gebm.frozen():
-        return torch.cat([gebm.evaluate_energy(chunk) for chunk in torch.split(x, 1024)])

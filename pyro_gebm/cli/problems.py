@@ -1,27 +1,39 @@
-"""The data that the command line learns, each with its networks and its score."""
+"""The data that the command line learns, each with its networks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_gebm import GEBM, Base, StandardNormal, TrainConfig, flow_base
+from pyro_gebm import TrainConfig
 from pyro_gebm._checks import check_choice
-from pyro_gebm.cli.table_problems import TableSource, load_table
-from pyro_gebm.data import load_digits, sample_toy, toy_mode_std, toy_modes
-from pyro_gebm.metrics import (
-    Classifier,
-    EnergyDistanceScorer,
-    FrechetScorer,
-    Scorer,
-    class_occupancy,
-    mode_occupancy,
-    mode_share,
-    train_classifier,
+from pyro_gebm.cli.image_problems import READING as OF_IMAGES
+from pyro_gebm.cli.image_problems import (
+    USUAL,
+    ImageData,
+    ImageSource,
+    are_images,
+    data_root,
+    load_image_files,
+    load_preset_images,
+    read_images_of,
+    usual_networks,
 )
-from pyro_gebm.nets import MLPEnergy, MLPGenerator, NetworkSpec, build
+from pyro_gebm.cli.networks import (
+    Networks,
+    check_trusted,
+    perceptrons,
+    read_networks,
+    write_networks,
+)
+from pyro_gebm.cli.table_problems import PREPARING, TableSource, load_table
+from pyro_gebm.cli.table_problems import READING as READING_TABLES
+from pyro_gebm.data import load_digits, sample_toy
+from pyro_gebm.nets import NetworkSpec
+from pyro_gebm.nets.network import OptionValue
+from pyro_gebm.presets import Preset, load_preset
 
 TOYS = ("gaussians8", "gaussians25", "moons", "swissroll")
 PROBLEMS = ("digits", *TOYS)
@@ -63,38 +75,38 @@ FLOW_HIDDEN = (128, 128)
 
 
 class Problem(NamedTuple):
-    """Data to learn, (N, ...) each."""
+    """Data to learn, (N, ...) each, and the networks that are to learn them."""
 
     name: str
     train: Tensor
+    """Images of a set or of files are bytes."""
     held_out: Tensor
     """Data that training looks at now and then, to see what the energy knows."""
     test: Tensor
+    """As ``train``."""
     train_labels: Tensor | None
     """Classes, where the data have some."""
     test_labels: Tensor | None
     latent_dim: int
-    hidden: tuple[int, ...]
-    """Widths of the hidden layers of both networks; of the energy alone on a flow."""
+    generator: NetworkSpec
+    energy: NetworkSpec
     training: TrainConfig
     base: str = "mlp"
-    """Kind of the base, one of ``BASES``."""
+    """Kind of the base, one of ``BASES``; "mlp" stands for any that is no flow."""
     table: TableSource | None = None
     """Where the data came from, if from a table's file."""
+    images: ImageSource | None = None
+    """Where they came from, if from a set of images or from files of them."""
 
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Of a datum."""
+        return tuple(self.train.shape[1:])
 
-class Judge(NamedTuple):
-    """How samples of a problem are scored."""
-
-    scorer: Scorer
-    score_name: str
-    protocol: str
-    """What was measured, in a sentence."""
-    floor_note: str
-    """How the floor compares with the scores beside it."""
-    classifier: Classifier | None
-    modes: Tensor | None
-    mode_std: float
+    @property
+    def networks(self) -> Networks:
+        """What is built for it."""
+        return Networks(self.latent_dim, self.generator, self.energy)
 
 
 def load_problem(
@@ -103,94 +115,72 @@ def load_problem(
     """The data of a problem, and what is to learn them.
 
     Args:
-        data: one of ``PROBLEMS``, or the path of a table.
+        data: one of ``PROBLEMS``, or the path of a table, of images or of a folder of them.
         seed: of toys and of splits; the digits do not depend on it.
         base: one of ``BASES``.
-        options: of a table, see ``load_table``.
+        options: of a table or of images, see ``load_table`` and ``load_image_files``.
 
     Raises:
         ValueError: there is no such problem, its file is refused, or the base is not for it.
         OSError: the file cannot be read.
     """
     check_choice("--base", base, BASES)
-    if data in PROBLEMS and options:
-        raise ValueError(f"{data}: expected no options of tables; got {', '.join(options)}")
-    if data == "digits":
-        problem = _digits()
-    elif data in TOYS:
-        problem = _toy(data, seed)
+    given = dict(options or {})
+    if data in PROBLEMS:
+        _check_options(data, given, ())
+        problem = _digits() if data == "digits" else _toy(data, seed)
+    elif are_images(data, given.get("key")):
+        _check_options(data, given, (*OF_IMAGES, "sha256"))
+        problem = _of_image_files(data, load_image_files(data, seed, given))
     else:
-        problem = _table(data, seed, options or {})
+        _check_options(data, given, (*READING_TABLES, *PREPARING, "sha256"))
+        problem = _table(data, seed, given)
     return problem if base == "mlp" else _on_flow(problem, base)
 
 
-def read_problem(config: Mapping[str, Any]) -> Problem:
-    """The problem that a run folder's config.json names."""
-    options = config.get("table", {}).get("options", {})
-    return load_problem(config["data"], int(config["seed"]), config.get("base", "mlp"), options)
+def load_preset_problem(preset: Preset, root: str | None, *, download: bool = False) -> Problem:
+    """The problem of a preset, with its images from a data root.
+
+    Raises:
+        ValueError: there is no root, or the images are not there.
+    """
+    return _of_preset(preset, load_preset_images(preset, data_root(root), download=download))
+
+
+def read_problem(
+    config: Mapping[str, Any], root: str | None = None, *, training: bool = False
+) -> Problem:
+    """The problem that a run folder's config.json names.
+
+    Args:
+        config: what ``write_problem`` wrote, and "seed".
+        root: a data root in place of the one that the run names.
+        training: the training data are wanted in any case; without it they may be left out.
+    """
+    networks = read_networks(config["networks"]) if "networks" in config else None
+    if networks is not None:
+        check_trusted(networks)  # before data are read
+    if "preset" in config or "images" in config:
+        images, preset = read_images_of(config, root, training=training)
+        named = config["data"]
+        problem = _of_preset(preset, images) if preset else _of_image_files(named, images)
+    else:
+        options = config.get("table", {}).get("options", {})
+        base = config.get("base", "mlp")
+        problem = load_problem(config["data"], int(config["seed"]), base, options)
+    # An older run does not name them.
+    return problem if networks is None else problem._replace(**networks._asdict())
 
 
 def write_problem(problem: Problem) -> dict[str, Any]:
     """What config.json says of a problem, for ``read_problem`` and for people."""
+    networks = {"networks": write_networks(problem.networks)}
+    if problem.images is not None:
+        return {**problem.images.plain, **networks}
     if problem.table is None:
-        return {"data": problem.name, "base": problem.base}
+        return {"data": problem.name, "base": problem.base, **networks}
     table = {"options": problem.table.options, "scaling": problem.table.scaling}
-    return {"data": problem.table.path, "base": problem.base, "table": table}
-
-
-def build_model(problem: Problem) -> GEBM:
-    """Fresh networks for a problem: multilayer perceptrons, or a flow and one of them."""
-    shape = tuple(problem.train.shape[1:])
-    if problem.base in FLOWS:
-        # A flow may throw a draw far out, where other units would let the energy fall without end.
-        energy = MLPEnergy(shape, problem.hidden, activation="tanh")
-        return GEBM(flow_base(build(NetworkSpec(problem.base, {"dim": shape[0]}))), energy)
-    energy = MLPEnergy(shape, problem.hidden)
-    output = "tanh" if problem.name == "digits" else "identity"
-    generator = MLPGenerator(problem.latent_dim, shape, problem.hidden, output=output)
-    return GEBM(Base(generator, StandardNormal(problem.latent_dim)), energy)
-
-
-def build_judge(problem: Problem, *, progress: bool) -> Judge:
-    """The score of a problem; for digits a classifier is trained first (a few seconds)."""
-    if problem.train_labels is not None and problem.test_labels is not None:
-        classifier = train_classifier(problem.train, problem.train_labels, progress=progress)
-        hits = (classifier.predict(problem.test) == problem.test_labels).double().mean()
-        protocol = (
-            "Fréchet distance to the test images in the 32 features of a classifier trained on "
-            f"the training images (test accuracy {hits:.3f}); this is not FID"
-        )
-        scorer = FrechetScorer(classifier.features, problem.test, labels=problem.test_labels)
-        note = (
-            "They have the classes in equal shares; being small, they carry more sampling noise "
-            f"than the sets above. The training images score {scorer.score(problem.train):.2f}."
-        )
-        return Judge(scorer, "Fréchet distance", protocol, note, classifier, None, 0.0)
-    mixture = problem.name.startswith("gaussians") and problem.table is None
-    truth = "fresh draws of the true distribution" if problem.table is None else "the test rows"
-    return Judge(
-        EnergyDistanceScorer(problem.test),
-        "energy distance",
-        f"Energy distance to {truth}",
-        "The estimate is unbiased: 0 is perfect, and single values can be negative.",
-        None,
-        toy_modes(problem.name) if mixture else None,
-        toy_mode_std(problem.name) if mixture else 0.0,
-    )
-
-
-def occupancy(judge: Judge, x: Tensor) -> Tensor | None:
-    """Frequencies of the classes or modes among samples, where there are any."""
-    if judge.classifier is not None:
-        return class_occupancy(judge.classifier.predict(x), 10)
-    if judge.modes is not None:
-        return mode_occupancy(x, judge.modes)
-    return None
-
-
-def share_near_modes(judge: Judge, x: Tensor) -> float | None:
-    """Share of samples within three standard deviations of a mode, for the mixtures."""
-    return None if judge.modes is None else mode_share(x, judge.modes, 3 * judge.mode_std)
+    return {"data": problem.table.path, "base": problem.base, "table": table, **networks}
 
 
 # --- kinds of data ------------------------------------------
@@ -206,8 +196,7 @@ def _digits() -> Problem:
         test_images,
         labels[:kept],
         test_labels,
-        16,
-        (256, 256),
+        *perceptrons(16, images.shape[1:], (256, 256), "tanh"),
         TrainConfig(),
     )
 
@@ -217,24 +206,55 @@ def _toy(name: str, seed: int) -> Problem:
     train = sample_toy(name, TOY_TRAIN, generator=generator)
     test = sample_toy(name, TOY_TEST, generator=generator)
     held_out = sample_toy(name, TOY_TEST, generator=generator)
-    return Problem(name, train, held_out, test, None, None, 2, (256, 256, 256), TOY_TRAINING)
+    networks = perceptrons(2, (2,), (256, 256, 256), "identity")
+    return Problem(name, train, held_out, test, None, None, *networks, TOY_TRAINING)
 
 
 def _table(path: str, seed: int, options: Mapping[str, Any]) -> Problem:
     prepared, source = load_table(path, seed, options)
     parts = (prepared.train, prepared.held_out, prepared.test)
     dim = prepared.train.shape[1]
-    name = Path(path).stem
-    return Problem(name, *parts, None, None, dim, (256, 256), TOY_TRAINING, "mlp", source)
+    networks = perceptrons(dim, (dim,), (256, 256), "identity")
+    return Problem(Path(path).stem, *parts, None, None, *networks, TOY_TRAINING, "mlp", source)
+
+
+def _of_preset(preset: Preset, images: ImageData) -> Problem:
+    networks = Networks(preset.latent_dim, preset.generator, preset.energy)
+    source = images.source._replace(plain={"data": preset.data, **images.source.plain})
+    return Problem(preset.name, *images[:5], *networks, preset.training, images=source)
+
+
+def _of_image_files(path: str, images: ImageData) -> Problem:
+    networks = usual_networks(tuple(images.train.shape[1:]))
+    source = images.source._replace(plain={"data": path, **images.source.plain})
+    training = load_preset(USUAL).training
+    return Problem(Path(path).stem, *images[:5], *networks, training, images=source)
 
 
 def _on_flow(problem: Problem, base: str) -> Problem:
-    shape = tuple(problem.train.shape[1:])
+    shape = problem.data_shape
     if len(shape) != 1:
         raise ValueError(
             f"--base: expected 'mlp' for {problem.name}, whose data have shape {shape}; a flow "
             f"wants vectors; got {base!r}"
         )
+    # A flow may throw a draw far out, where other units would let the energy fall without end.
+    energy: dict[str, OptionValue] = {
+        "data_shape": list(shape),
+        "hidden": list(FLOW_HIDDEN),
+        "activation": "tanh",
+    }
     return problem._replace(
-        base=base, latent_dim=shape[0], hidden=FLOW_HIDDEN, training=FLOW_TRAINING
+        base=base,
+        latent_dim=shape[0],
+        generator=NetworkSpec(base, {"dim": shape[0]}),
+        energy=NetworkSpec("mlp_energy", energy),
+        training=FLOW_TRAINING,
     )
+
+
+def _check_options(data: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    other = sorted(set(given) - set(known))
+    if other:
+        kind = "images" if set(other) <= set(OF_IMAGES) - set(READING_TABLES) else "tables"
+        raise ValueError(f"{data}: expected no options of {kind}; got {', '.join(other)}")

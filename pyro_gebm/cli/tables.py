@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyro_gebm.cli.evaluation import NUM_SETS, BaseScore, Settings, Verdict
-from pyro_gebm.cli.problems import Judge
+from pyro_gebm.cli.judges import Judge
 from pyro_gebm.inference_data import RHAT_LIMIT
 from pyro_gebm.metrics import MeanSpread
 from pyro_gebm.report import Table

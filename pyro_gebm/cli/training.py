@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from pyro_gebm import GEBM, StepInfo, TrainConfig, Trainer, __version__, save
 from pyro_gebm.cli.flow_training import FLOW_FIT, fit_base
-from pyro_gebm.cli.problems import FLOWS, Problem, build_model, write_problem
-from pyro_gebm.data import BatchLoader
+from pyro_gebm.cli.models import build_model
+from pyro_gebm.cli.problems import FLOWS, Problem, write_problem
+from pyro_gebm.data import BatchLoader, ImageLoader
 from pyro_gebm.report import MetricsLog, RunFolder, StepWriter, TensorBoardLog, write_json
 from pyro_gebm.training import Checkpoints, FlowConfig, Processes, deferred_interrupt
 from pyro_gebm.training.checkpoints import Checkpoint
@@ -55,14 +56,7 @@ def train(
     """
     torch.manual_seed(seed)
     trainer = Trainer(build_model(problem).to(device), config, held_out=problem.held_out)
-    loader = BatchLoader(
-        problem.train,
-        batch_size(problem),
-        generator=torch.Generator().manual_seed(seed + 1),
-        rank=procs.rank,
-        world_size=procs.world_size,
-        device=device,
-    )
+    loader = open_loader(problem, seed + 1, procs, device)
     on_flow = problem.base in FLOWS
     if on_flow and procs.world_size > 1:
         raise ValueError(
@@ -120,8 +114,26 @@ def newest_checkpoint(folder: RunFolder) -> Checkpoint | None:
     return Checkpoints(folder.checkpoints).latest()
 
 
+def open_loader(
+    problem: Problem, seed: int, procs: Processes, device: torch.device
+) -> BatchLoader | ImageLoader:
+    """Batches of the training data, of which images are kept as bytes."""
+    shared: dict[str, Any] = {
+        "generator": torch.Generator().manual_seed(seed),
+        "rank": procs.rank,
+        "world_size": procs.world_size,
+        "device": device,
+    }
+    if problem.images is not None:
+        flip = problem.images.flip
+        return ImageLoader(problem.train, batch_size(problem), flip=flip, **shared)
+    return BatchLoader(problem.train, batch_size(problem), **shared)
+
+
 def batch_size(problem: Problem) -> int:
     """Data in a batch: a small table has no more."""
+    if problem.images is not None:
+        return problem.images.batch_size
     return min(BATCH_SIZE, len(problem.train))
 
 

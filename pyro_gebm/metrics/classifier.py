@@ -1,48 +1,79 @@
 """A small classifier whose features and labels score samples of images without a download."""
 
-from typing import cast, final
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import trange
 
 from pyro_gebm._checks import check_count, check_finite
-from pyro_gebm.data import BatchLoader
+from pyro_gebm.data import BatchLoader, scale_pixels
 
 _BATCH_SIZE = 128
 _INPUT_NOISE = 0.1  # keeps the features smooth just off the data, where samples lie
+_CHUNK = 1024  # images that are labelled at once
+_LEAST_SIDE, _SMALLEST = 28, 8
+LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
+
+
+class _Recipe(NamedTuple):
+    """How a kind of network is trained, and what of it is not asked for."""
+
+    feature_dim: int
+    steps: int
+    rate: float
+    weight_decay: float
+    falls: bool
+    """The rate falls to 0 along a line."""
+
+
+_MLP = _Recipe(32, 1500, 1e-3, 1e-4, falls=False)
+_CONVOLUTIONAL = _Recipe(64, 1000, 2e-3, 0.0, falls=True)
 
 
 @final
 class Classifier(nn.Module):
-    """Multilayer perceptron d -> 128 -> feature_dim -> classes with ReLU, on flattened images.
+    """A network of ReLUs, whose penultimate layer gives features of images.
 
-    Made by ``train_classifier``.
+    From 28 x 28 pixels on, convolutions 4 x 4 of stride 2 with 16, 32, ... channels down to a
+    side of at most 8, then a linear layer to the features; below, and on vectors, a multilayer
+    perceptron d -> 128 -> features on the flattened datum. Made by ``train_classifier``.
 
     Args:
-        input_dim: d, the number of pixels.
+        data_shape: of one datum, such as (1, 28, 28).
         feature_dim: width K of the penultimate layer.
         num_classes: number of classes.
         generator: source of the initial weights, on the CPU; the global one is not touched.
     """
 
     def __init__(
-        self, input_dim: int, feature_dim: int, num_classes: int, *, generator: torch.Generator
+        self,
+        data_shape: Sequence[int],
+        feature_dim: int,
+        num_classes: int,
+        *,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Flatten(),
-            _linear(input_dim, 128, generator),
-            nn.ReLU(),
-            _linear(128, feature_dim, generator),
-            nn.ReLU(),
-        )
+        layers, width = _convolutions(data_shape, generator)
+        if not layers:
+            layers, width = [_linear(math.prod(data_shape), 128, generator), nn.ReLU()], 128
+            layers = [nn.Flatten(), *layers]
+        self.body = nn.Sequential(*layers, _linear(width, feature_dim, generator), nn.ReLU())
         self.head = _linear(feature_dim, num_classes, generator)
 
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return self.head.out_features
+
     def features(self, x: Tensor) -> Tensor:
-        """Map images (N, ...) to penultimate activations (N, K), all >= 0."""
-        return cast(Tensor, self.body(x))
+        """Map images (N, ...), scaled or as bytes, to penultimate activations (N, K), all >= 0."""
+        return cast(Tensor, self.body(_scaled(x, self.head.weight.dtype)))
 
     def logits(self, x: Tensor) -> Tensor:
         """Map images (N, ...) to unnormalised log probabilities (N, num_classes)."""
@@ -53,8 +84,9 @@ class Classifier(nn.Module):
         return self.logits(x)
 
     def predict(self, x: Tensor) -> Tensor:
-        """Map images (N, ...) to the most probable labels (N,), int64."""
-        return self.logits(x).argmax(dim=1)
+        """Map images (N, ...) to the most probable labels (N,), int64, some at a time."""
+        with torch.no_grad():
+            return torch.cat([self.logits(part).argmax(dim=1) for part in torch.split(x, _CHUNK)])
 
 
 def train_classifier(
@@ -62,23 +94,26 @@ def train_classifier(
     labels: Tensor,
     *,
     num_classes: int | None = None,
-    feature_dim: int = 32,
-    steps: int = 1500,
+    feature_dim: int | None = None,
+    steps: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Classifier:
-    """Train a ``Classifier`` by cross-entropy: Adam 1e-3, weight decay 1e-4, batches of 128.
+    """Train a ``Classifier`` by cross-entropy on batches of 128.
 
-    Gaussian noise of 0.1 is added to the training images. About 2.5 s and test accuracy 0.97 on
-    the 8 x 8 digits. The same seed gives the same weights on the same device; the global RNG is
-    not touched.
+    From 28 x 28 pixels on it is convolutional: Adam 2e-3 falling to 0 in 1,000 steps, 64
+    features. Below it is a multilayer perceptron: Adam 1e-3, weight decay 1e-4, 1,500 steps, 32
+    features; about 2.5 s and test accuracy 0.97 on the 8 x 8 digits. Gaussian noise of 0.1 is
+    added to the training images. The same seed gives the same weights on the same device; the
+    global RNG is not touched.
 
     Args:
-        images: floating-point images (N, ...), scaled to about [-1, 1].
+        images: floating-point images (N, ...), scaled to about [-1, 1], or bytes (N, C, H, W),
+            which are scaled batch by batch.
         labels: integer labels (N,) in 0..num_classes - 1.
         num_classes: number of classes; the largest label plus one if None.
-        feature_dim: width K of the features.
-        steps: optimiser steps.
+        feature_dim: width K of the features; ``None`` for the kind's own.
+        steps: optimiser steps; ``None`` for the kind's own.
         seed: of the initial weights, batches and noise.
         progress: show a progress bar.
 
@@ -86,8 +121,8 @@ def train_classifier(
         The classifier in eval mode with frozen parameters, on the images' device.
 
     Raises:
-        ValueError: if images are not finite floats, labels do not match them or leave the range,
-            or a count is not a whole number >= 1.
+        ValueError: if images are not finite floats or bytes, labels do not match them or leave
+            the range, or a count is not a whole number >= 1.
 
     Example:
         >>> import torch
@@ -97,22 +132,17 @@ def train_classifier(
     """
     _check_images(images)
     classes = _check_labels(labels, len(images), num_classes)
-    check_count("feature_dim", feature_dim)
-    check_count("steps", steps)
+    shape = tuple(images.shape[1:])
+    recipe = _CONVOLUTIONAL if _is_large(shape) else _MLP
+    width = recipe.feature_dim if feature_dim is None else check_count("feature_dim", feature_dim)
+    recipe = recipe if steps is None else recipe._replace(steps=check_count("steps", steps))
     initial = torch.Generator().manual_seed(seed)
-    pixels = images[0].numel()
-    classifier = Classifier(pixels, feature_dim, classes, generator=initial)
-    classifier.to(device=images.device, dtype=images.dtype)
+    classifier = Classifier(shape, width, classes, generator=initial)
+    dtype = images.dtype if images.is_floating_point() else torch.float32
+    classifier.to(device=images.device, dtype=dtype)
     generator = torch.Generator(images.device).manual_seed(seed + 1)
     targets = labels.to(images.device).long()
-    _fit(
-        classifier,
-        images.detach(),
-        targets,
-        steps=steps,
-        generator=generator,
-        progress=progress,
-    )
+    _fit(classifier, images.detach(), targets, recipe, generator=generator, progress=progress)
     return classifier.eval().requires_grad_(False)
 
 
@@ -120,43 +150,83 @@ def _fit(
     classifier: Classifier,
     images: Tensor,
     labels: Tensor,
+    recipe: _Recipe,
     *,
-    steps: int,
     generator: torch.Generator,
     progress: bool,
 ) -> None:
-    """Take ``steps`` Adam steps on noisy batches."""
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3, weight_decay=1e-4)
+    """Take the recipe's Adam steps on noisy batches."""
+    optimizer = torch.optim.Adam(
+        classifier.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay
+    )
+    schedule = LambdaLR(optimizer, lambda step: 1 - step / recipe.steps if recipe.falls else 1.0)
     rows = torch.arange(len(images), device=images.device)
     batches = BatchLoader(rows, min(_BATCH_SIZE, len(images)), generator=generator)
+    dtype = classifier.head.weight.dtype
     with torch.enable_grad():
-        for _ in trange(steps, desc="classifier", disable=not progress):
+        for _ in trange(recipe.steps, desc="classifier", disable=not progress):
             batch = next(batches)
-            x = images[batch]
+            x = _scaled(images[batch], dtype)
             noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             loss = F.cross_entropy(classifier(x + _INPUT_NOISE * noise), labels[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            schedule.step()
+
+
+def _scaled(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return scale_pixels(x, dtype=dtype) if x.dtype == torch.uint8 else x
+
+
+def _is_large(shape: Sequence[int]) -> bool:
+    return len(shape) == 3 and min(shape[1:]) >= _LEAST_SIDE
+
+
+def _convolutions(shape: Sequence[int], generator: torch.Generator) -> tuple[list[nn.Module], int]:
+    """The convolutional part, flat at its end, and its width; nothing for what is too small."""
+    layers: list[nn.Module] = []
+    if not _is_large(shape):
+        return layers, 0
+    before, height, width = shape
+    after = 16
+    while min(height, width) > _SMALLEST:
+        layers += [_convolution(before, after, generator), nn.ReLU()]
+        before, after, height, width = after, 2 * after, height // 2, width // 2
+    return [*layers, nn.Flatten()], before * height * width
 
 
 def _linear(fan_in: int, fan_out: int, generator: torch.Generator) -> nn.Linear:
     """Affine layer with torch's usual uniform initial weights, drawn from ``generator``."""
     # An ordinary nn.Linear would draw from the global RNG; to_empty skips that.
     layer = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")
-    bound = fan_in**-0.5
-    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    return _initialised(layer, fan_in, generator)
+
+
+def _convolution(fan_in: int, fan_out: int, generator: torch.Generator) -> nn.Conv2d:
+    """A convolution that halves the side, likewise."""
+    layer = nn.Conv2d(fan_in, fan_out, 4, stride=2, padding=1, device="meta")
+    return _initialised(layer.to_empty(device="cpu"), 16 * fan_in, generator)
+
+
+def _initialised(layer: LayerT, inputs: int, generator: torch.Generator) -> LayerT:
+    bound = inputs**-0.5
+    for parameter in (layer.weight, layer.bias):
+        assert isinstance(parameter, Tensor)
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
     return layer
 
 
 def _check_images(images: Tensor) -> None:
-    if images.ndim < 2 or images.numel() == 0 or not images.is_floating_point():
+    pixels = images.dtype == torch.uint8 and images.ndim == 4
+    if images.ndim < 2 or images.numel() == 0 or not (images.is_floating_point() or pixels):
         raise ValueError(
-            f"images: expected floating-point numbers (N, ...), N >= 1; got {images.dtype} of "
-            f"shape {tuple(images.shape)}; scale integer pixels to about [-1, 1] first"
+            "images: expected floating-point numbers (N, ...), N >= 1, or bytes (N, C, H, W); got "
+            f"{images.dtype} of shape {tuple(images.shape)}; scale integer pixels to about "
+            "[-1, 1] first"
         )
-    check_finite("images", images)
+    if not pixels:
+        check_finite("images", images)
 
 
 def _check_labels(labels: Tensor, count: int, num_classes: int | None) -> int:

@@ -1,8 +1,10 @@
-"""Built-in generators and energies, each rebuilt from its spec by ``build``."""
+"""Generators and energies, built in or the user's own, each rebuilt from its spec by ``build``."""
 
+from pyro_gebm.nets.building import build
 from pyro_gebm.nets.dcgan import DCGANEnergy, DCGANGenerator
+from pyro_gebm.nets.imported import ImportedNetwork, import_network, trust
 from pyro_gebm.nets.mlp import MLPEnergy, MLPGenerator
-from pyro_gebm.nets.network import Network, NetworkSpec, build, register, registered_names
+from pyro_gebm.nets.network import Network, NetworkSpec, register, registered_names
 from pyro_gebm.nets.resnet import ResNetEnergy, ResNetGenerator
 from pyro_gebm.nets.rkhs import FourierEnergy
 from pyro_gebm.nets.sngan import SNGANEnergy, SNGANGenerator
@@ -12,6 +14,7 @@ __all__ = [
     "DCGANEnergy",
     "DCGANGenerator",
     "FourierEnergy",
+    "ImportedNetwork",
     "MLPEnergy",
     "MLPGenerator",
     "Network",
@@ -21,7 +24,9 @@ __all__ = [
     "SNGANEnergy",
     "SNGANGenerator",
     "build",
+    "import_network",
     "register",
     "registered_names",
+    "trust",
     "with_spectral_norm",
 ]

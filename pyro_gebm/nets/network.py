@@ -1,6 +1,5 @@
-"""What every built-in network shares: a spec that rebuilds it, and the registry of names."""
+"""What every network with a name shares: a spec that rebuilds it, and the registry of names."""
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -13,9 +12,10 @@ OptionValue: TypeAlias = int | float | str | bool | list[int]
 
 
 class NetworkSpec(NamedTuple):
-    """The registered name and the constructor's options: enough to rebuild an architecture.
+    """A name and the constructor's options: enough to rebuild an architecture.
 
-    Both survive JSON: ``NetworkSpec(*json.loads(json.dumps(spec))) == spec``.
+    The name is a registered one, or the import path package.module:Name of a class of the user's.
+    Name and options survive JSON: ``NetworkSpec(*json.loads(json.dumps(spec))) == spec``.
     """
 
     name: str
@@ -25,8 +25,9 @@ class NetworkSpec(NamedTuple):
 class Network(nn.Module, ABC):
     """A module that can say how to rebuild itself, so that a checkpoint needs no pickle.
 
-    Subclasses are final, carry ``@register(name)``, and pass ``super().__init__`` the spec that
-    ``build`` turns into the same architecture (the weights are the state dict's business).
+    Subclasses are final, carry ``@register(name)`` (but for ``ImportedNetwork``), and pass
+    ``super().__init__`` the spec that ``build`` turns into the same architecture (the weights are
+    the state dict's business).
 
     Attributes:
         spec: name and options of this network.
@@ -51,10 +52,11 @@ def register(name: str) -> Callable[[type[NetworkT]], type[NetworkT]]:
     """Class decorator: let ``build`` find a ``Network`` under ``name``.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if the name is taken, or has a colon, as import paths do.
     """
-    if name in _REGISTRY:
-        raise ValueError(f"register: the name {name!r} is taken; choose another")
+    if name in _REGISTRY or ":" in name:
+        told = "is taken" if name in _REGISTRY else "looks like an import path"
+        raise ValueError(f"register: the name {name!r} {told}; choose another")
 
     def enter(network: type[NetworkT]) -> type[NetworkT]:
         _REGISTRY[name] = network
@@ -68,34 +70,10 @@ def registered_names() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def build(spec: NetworkSpec) -> Network:
-    """Build a freshly initialised network from its spec.
-
-    Args:
-        spec: a registered name and its constructor's options.
-
-    Returns:
-        The network, in train mode, on the default device and dtype.
+def registered_class(name: str) -> type[Network]:
+    """The class that is registered under a name.
 
     Raises:
-        ValueError: if the name is unknown (the known ones are listed), or the options are not
-            those of this network.
-
-    Example:
-        >>> import torch
-        >>> energy = build(NetworkSpec("mlp_energy", {"data_shape": [2], "hidden": [8]}))
-        >>> energy(torch.zeros(3, 2)).shape
-        torch.Size([3])
+        ValueError: there is none; the known names are listed.
     """
-    check_choice("network name", spec.name, registered_names())
-    network = _REGISTRY[spec.name]
-    try:
-        inspect.signature(network).bind(**spec.options)
-    except TypeError as error:
-        known = ", ".join(inspect.signature(network).parameters)
-        raise ValueError(
-            f"{spec.name}: expected options among {known}; got {sorted(spec.options)} ({error})"
-        ) from error
-    # The registry holds concrete classes; their options were just checked against the signature.
-    factory: Callable[..., Network] = network
-    return factory(**spec.options)
+    return _REGISTRY[check_choice("network name", name, registered_names())]
