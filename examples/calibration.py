@@ -19,7 +19,7 @@ from functools import partial
 import matplotlib.pyplot as plt
 import pyro.distributions as dist
 import torch
-from inpainting import get_arguments, get_model, inpaint
+from inpainting import exact_latents, get_arguments, get_model, inpaint
 from torch import Tensor
 
 import pyro_gebm as pg
@@ -38,20 +38,6 @@ from pyro_gebm.operators import Mask
 CANDIDATES = 200_000
 HELD_OUT_NOISE = 0.1
 BINS = 16
-
-
-@torch.no_grad()
-def exact_latents(gebm: pg.GEBM, num: int) -> Tensor:
-    """Draws of ν, (num, D): candidates from η, resampled without repeats by exp(-E(G(z))).
-
-    Exact but for terms of the order num / (ESS of the candidates); no chain takes part, so that
-    the truths cannot share a fault of the sampler.
-    """
-    z = gebm.base.latent_prior.sample(CANDIDATES)
-    energy = torch.cat([gebm.latent_energy(part) for part in z.split(4096)])
-    # The largest of log weight + Gumbel noise are draws without replacement.
-    noise = -torch.empty_like(energy).exponential_().log()
-    return z[(noise - energy).topk(num).indices]
 
 
 def posteriors(y: Tensor, gebm: pg.GEBM, mask: Mask, seed: int, smoke: bool) -> InferenceData:
@@ -113,7 +99,7 @@ def main() -> None:
     seen = torch.zeros(1, 8, 8, dtype=torch.bool)
     seen[:, :4] = True
     mask = Mask(seen)
-    z = exact_latents(gebm, num)
+    z = exact_latents(gebm, num, CANDIDATES)
     scale = dist.LogNormal(-1.5, 0.5).sample((num,))
     with torch.no_grad():
         x = gebm.base(z)

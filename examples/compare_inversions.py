@@ -9,11 +9,13 @@
 # of the predictive density, coverage of 90 % intervals, and whether the chains agree.
 #
 #     python examples/compare_inversions.py --run runs/demo --seconds 40
+#     python examples/compare_inversions.py --model runs/images/fashion-cpu-0.pt --data-root data
 #     python examples/compare_inversions.py --smoke
 
 # %%
 import argparse
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -29,6 +31,8 @@ from torch import Tensor
 import pyro_gebm as pg
 from pyro_gebm import inference_data
 from pyro_gebm.cli.runs import load_run
+from pyro_gebm.data.image_sets import load_image_set
+from pyro_gebm.data.images import scale_pixels
 from pyro_gebm.inverse import interval_coverage, posterior_x, sample_many
 from pyro_gebm.operators import Mask, gaussian_noise, observe
 
@@ -36,6 +40,7 @@ NOISE = 0.2
 """Of what is seen, and of what the generator cannot make of a real image."""
 CHAINS, PYRO_CHAINS = 4, 2
 LARGEST = 1000
+HELD_OUT = 2000
 
 
 class Found(NamedTuple):
@@ -114,16 +119,17 @@ METHODS: dict[str, Callable[[pg.GEBM, Mask, Tensor, int], Found]] = {
 }
 PYRO_PROBLEMS, PYRO_STEPS = 2, 60
 """Chain by chain, Pyro's NUTS needs the others' time for all problems for a few steps at a few."""
-PILOTS = (30, 60, 180)
+FIRST_STEPS = 20
 
 
 def within(method: Callable[[int], Found], seconds: float) -> tuple[Found, float]:
-    """A method's run of about so many CPU seconds; short runs before tell how many steps."""
-    spent = [timed(method, steps)[1] for steps in PILOTS]
-    # The first run warms up; a step is the slope of the other two.
-    step = max(spent[2] - spent[1], 1e-3) / (PILOTS[2] - PILOTS[1])
-    steps = PILOTS[1] + (seconds - spent[1]) / step
-    return timed(method, max(PILOTS[0], int(steps)))
+    """A method's run of about so many CPU seconds; shorter runs before tell how many steps."""
+    steps = FIRST_STEPS
+    while True:
+        found, spent = timed(method, steps)
+        if spent > 0.7 * seconds:
+            return found, spent
+        steps = math.ceil(steps * min(3.0, max(1.2, seconds / spent)))
 
 
 def timed(method: Callable[[int], Found], steps: int) -> tuple[Found, float]:
@@ -151,20 +157,31 @@ def row(name: str, found: Found, seconds: float, truth: Tensor, hidden: Tensor) 
 
 
 # %%
+def model_and_images(arguments: argparse.Namespace) -> tuple[pg.GEBM, Tensor]:
+    """The prior, and held-out images (N, C, H, W) in [-1, 1]."""
+    if arguments.run is not None:
+        _, gebm, problem = load_run(str(arguments.run))
+        return gebm, problem.test
+    if arguments.model is None:
+        return get_model(None, arguments.seed, arguments.smoke)
+    root = arguments.data_root or os.environ.get("PYRO_GEBM_DATA", "data")
+    test = load_image_set(arguments.data, Path(root), train=False, limit=HELD_OUT)
+    return pg.load(arguments.model).eval(), scale_pixels(test.pixels)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Optimisation and samplers at equal CPU time.")
     parser.add_argument("--run", type=Path, help="a run folder; digits are learned without one")
+    parser.add_argument("--model", type=Path, help="a GEBM of examples/images.py, instead")
+    parser.add_argument("--data", choices=["mnist", "fashion-mnist"], default="fashion-mnist")
+    parser.add_argument("--data-root", type=Path, help="where --data is; else $PYRO_GEBM_DATA")
     parser.add_argument("--seconds", type=float, default=40, help="of CPU, for all problems")
     parser.add_argument("--problems", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.run is None:
-        gebm, real = get_model(None, arguments.seed, arguments.smoke)
-    else:
-        _, gebm, problem = load_run(str(arguments.run))
-        real = problem.test
+    gebm, real = model_and_images(arguments)
     torch.manual_seed(arguments.seed)
     num, seconds = (2, 0.2) if arguments.smoke else (arguments.problems, arguments.seconds)
     truth = real[torch.randperm(len(real))[:num]]

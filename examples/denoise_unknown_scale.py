@@ -59,7 +59,7 @@ def main() -> None:
     gebm, real = get_model(arguments.run, seed, smoke)
     torch.manual_seed(seed)
     each, draws = (2, 20) if smoke else (8, 150)
-    own = model_digits(gebm, each, seed, smoke)
+    own = model_digits(gebm, each)
     digits = torch.cat([real[: each * len(SCALES)], own])
     scale = torch.tensor([*SCALES, 0.3]).repeat_interleave(each)
     y = digits + scale[:, None, None, None] * torch.randn_like(digits)

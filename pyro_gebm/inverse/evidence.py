@@ -7,10 +7,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_gebm._checks import check_count
+from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc import Kernel
 from pyro_gebm.metrics.partition import annealed_log_z, lead_from_base
-from pyro_gebm.metrics.smc import AnnealedLogZ
+from pyro_gebm.metrics.smc import AnnealedLogZ, smc_log_z
 from pyro_gebm.model import GEBM
+from pyro_gebm.sampling.build import random_state
+from pyro_gebm.sampling.pyro_model import pyro_target
+from pyro_gebm.sampling.pyro_trace import run_model
 
 
 class Evidence(NamedTuple):
@@ -19,20 +24,25 @@ class Evidence(NamedTuple):
     Attributes:
         log_evidence: log of the mean likelihood under the model, in nats.
         standard_error: of it, from both.
-        joint: log Z(y) = log E_base[exp(-E) p(y | x)], and the posterior's chains.
+        joint: log Z(y) = log E_base[exp(-E) p(y | x)], and the posterior's chains; with
+            ``model``, ``joint.z`` is in unconstrained coordinates, all sites side by side.
         partition: log Z = log E_base[exp(-E)]: the same for all observations.
+        sites: values of the latent sites, {name: (C, *shape)}: with ``joint.log_weights`` a
+            sample of the posterior.
     """
 
     log_evidence: float
     standard_error: float
     joint: AnnealedLogZ
     partition: AnnealedLogZ
+    sites: dict[str, Tensor]
 
 
 def log_evidence(
     gebm: GEBM,
-    log_likelihood: Callable[[Tensor], Tensor],
+    log_likelihood: Callable[[Tensor], Tensor] | None = None,
     *,
+    model: Callable[[], Any] | None = None,
     num_chains: int = 1024,
     num_moves: int = 3,
     cess: float = 0.9,
@@ -46,9 +56,15 @@ def log_evidence(
     Two runs of ``annealed_log_z``, from the base: with the energy E(G(z)) - log p(y | G(z)),
     and with E(G(z)) alone. The second does not depend on y: give its result to the next call.
 
+    Where more is unknown than x, such as the scale of the noise, give a Pyro ``model`` in place
+    of the likelihood: with θ its other latent sites, log p(y) = log ∫ Q(dx) p(θ) p(y | x, θ), and
+    the chains move in z and θ together.
+
     Args:
         gebm: the prior of x; left as it was.
         log_likelihood: x (B, *data shape) -> log p(y | x), (B,), in nats; -inf is allowed.
+        model: that of one observation, with its data bound, as for ``sample``:
+            ``functools.partial(inpaint, y)``. It calls ``gebm.model()`` once, and no other GEBM.
         num_chains: C of each run.
         num_moves: transitions at each temperature.
         cess: as in ``smc_log_z``: nearer to 1 takes more temperatures.
@@ -61,8 +77,9 @@ def log_evidence(
         ``Evidence``.
 
     Raises:
-        ValueError: an argument is out of its range; the likelihood has another shape, is NaN or
-            +inf, or is zero at all draws from the base.
+        ValueError: an argument is out of its range; not exactly one of ``log_likelihood`` and
+            ``model``; the model cannot be sampled, or does not call one GEBM once; the
+            likelihood has another shape, is NaN or +inf, or is zero at all draws from the base.
 
     Example:
         >>> from torch import nn
@@ -78,6 +95,10 @@ def log_evidence(
         >>> abs(found.log_evidence - truth) < 4 * found.standard_error < 0.2
         True
     """
+    if (log_likelihood is None) == (model is None):
+        raise ValueError(
+            "log_likelihood: expected one of log_likelihood and model; got both or none"
+        )
     settings: dict[str, Any] = {
         "num_moves": num_moves,
         "cess": cess,
@@ -85,8 +106,23 @@ def log_evidence(
         "generator": generator,
         "progress": progress,
     }
+    if log_likelihood is not None:
+        energy_fn = _with_likelihood(gebm, log_likelihood)
+        joint = lead_from_base(gebm, energy_fn, num_chains, **settings)
+        sites = {"z": joint.z}
+    else:
+        assert model is not None
+        joint, sites = _lead_from_prior(gebm, model, num_chains, **settings)
+    if partition is None:
+        partition = annealed_log_z(gebm, num_chains, **settings)
+    error = math.hypot(joint.standard_error, partition.standard_error)
+    return Evidence(joint.log_z - partition.log_z, error, joint, partition, sites)
 
-    def with_likelihood(z: Tensor) -> Tensor:
+
+def _with_likelihood(gebm: GEBM, log_likelihood: Callable[[Tensor], Tensor]) -> PotentialFn:
+    """z -> E(G(z)) - log p(y | G(z))."""
+
+    def energy_fn(z: Tensor) -> Tensor:
         x = gebm.base(z)
         log_prob = log_likelihood(x)
         if log_prob.shape != (len(z),):
@@ -96,8 +132,41 @@ def log_evidence(
             )
         return gebm.evaluate_energy(x) - log_prob
 
-    joint = lead_from_base(gebm, with_likelihood, num_chains, **settings)
-    if partition is None:
-        partition = annealed_log_z(gebm, num_chains, **settings)
-    error = math.hypot(joint.standard_error, partition.standard_error)
-    return Evidence(joint.log_z - partition.log_z, error, joint, partition)
+    return energy_fn
+
+
+def _lead_from_prior(
+    gebm: GEBM,
+    model: Callable[[], Any],
+    num_chains: int,
+    *,
+    generator: torch.Generator,
+    **settings: Any,
+) -> tuple[AnnealedLogZ, dict[str, Tensor]]:
+    """log E[exp(-E) p(y | x, θ)] over z and θ from their priors, and where the chains end."""
+    check_count("num_chains", num_chains)
+    device = gebm.base.latent_prior.like.device
+    seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    with random_state(seed, device):
+        target = pyro_target(model, (), {})
+        _check_one_gebm(model)
+        reference = target.reference
+        assert reference is not None
+        start = reference.sample(num_chains)
+
+    def energy_fn(u: Tensor) -> Tensor:
+        return target.potential_fn(u) - reference.potential_fn(u)
+
+    found = smc_log_z(start, reference.potential_fn, energy_fn, generator=generator, **settings)
+    with torch.no_grad():
+        return found, target.to_sites(found.z)
+
+
+def _check_one_gebm(model: Callable[[], Any]) -> None:
+    """The evidence divides by this GEBM's partition function, and by no other's."""
+    energies = [name for name in run_model(model) if name.split(".")[-1] == "neg_energy"]
+    if len(energies) != 1:
+        raise ValueError(
+            f"model: expected one call of gebm.model(); got the energy factors {energies}; of "
+            "several GEBMs, divide by the partition function of each yourself"
+        )

@@ -2,16 +2,12 @@
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_gebm import inference_data
 from pyro_gebm._checks import check_choice, check_count
 from pyro_gebm.inference_data import InferenceData
 from pyro_gebm.inverse.problems import (
@@ -21,33 +17,36 @@ from pyro_gebm.inverse.problems import (
     given_starts,
     many_problems,
     start_all,
-    tuned_by_problem,
 )
-from pyro_gebm.mcmc import HMC, MALA, NUTS, Draws, GlobalMoves, Kernel, Moves, draw, warm_up
+from pyro_gebm.inverse.ready import Plan, resumed, warmed_up
+from pyro_gebm.inverse.result import build_result, complaints
+from pyro_gebm.mcmc import HMC, MALA, NUTS, Draws, GlobalMoves, Kernel, draw
 from pyro_gebm.sampling.build import random_state
-from pyro_gebm.sampling.result import statistics_of
+from pyro_gebm.sampling.ladder import TemperingChoice, check_tempering
+from pyro_gebm.sampling.ready import Ready
+from pyro_gebm.sampling.resume import save_state
 
 KERNELS: dict[str, type[Kernel]] = {"hmc": HMC, "nuts": NUTS, "mala": MALA}
-
-WORST_RHAT = 1.05
-"""Of so many components some come near 1.01 by chance."""
+DEFAULT_KERNEL, DEFAULT_CHAINS = "HMC", 4
 
 
 def sample_many(
     model: Model,
     *observations: Tensor,
-    kernel: str | Kernel = "HMC",
+    kernel: str | Kernel = DEFAULT_KERNEL,
     num_samples: int = 250,
     warmup_steps: int = 200,
-    num_chains: int = 4,
+    num_chains: int = DEFAULT_CHAINS,
     thinning: int = 1,
     target_accept_prob: float | None = None,
     global_moves: GlobalMoves | None = None,
+    tempering: str | int | Sequence[float] | None = None,
     initial_params: Mapping[str, Tensor] | None = None,
     chunk_size: int | None = None,
     include_x: bool = False,
     seed: int | None = None,
     progress: bool = True,
+    resume: InferenceData | None = None,
 ) -> InferenceData:
     """The posterior of each of P observations, with chains of its own, all in one batch.
 
@@ -68,17 +67,26 @@ def sample_many(
         target_accept_prob: mean acceptance that step sizes are tuned to; ``None``: the kernel's.
         global_moves: jumps that propose from the prior, with HMC and MALA:
             ``GlobalMoves(num_proposals=16, every=4)`` where posteriors have several modes.
+        tempering: replica exchange in place of global moves, for likelihoods so sharp that hardly
+            a draw from the prior is near the data: "auto", a number of replicas, or the factors of
+            the likelihood, such as (0, 0.1, 0.4, 1), one ladder for all problems. It costs as
+            many times as much as there are replicas.
         initial_params: where chains start, {site: (P, C, *shape)}, such as draws of a guide;
             ``None``: draws from the prior.
         chunk_size: how many problems are evaluated at a time, to save memory.
         include_x: add deterministic sites, for a GEBM x = G(z), to the posterior.
         seed: of all noise; torch's global random state is left as it was.
         progress: show a progress bar on standard error.
+        resume: go on where this earlier result ended, with its tuning and noise, in place of
+            starts and warm-up: the draws are those that the earlier run would have made next.
+            Model, observations and settings must be the same; the kernel's name, ``num_chains``,
+            tempering and global moves are taken from there if they are left out.
 
     Returns:
         An InferenceData whose posterior has a variable (chain, draw, problem, *shape) for every
         latent site, and sample_stats (chain, draw, problem). ``attrs["rhat_by_problem"]`` is
-        the largest split R-hat of each problem's components (Gelman et al. 2013), (P,).
+        the largest split R-hat of each problem's components (Gelman et al. 2013), (P,). The
+        group sampling_state is for ``resume``.
 
     Raises:
         ValueError: an argument is out of range, the model cannot be sampled, or the
@@ -88,7 +96,7 @@ def sample_many(
         UserWarning: chains of a problem disagree or stand still, or transitions diverged.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, torch, pyro.distributions as dist
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
@@ -99,7 +107,14 @@ def sample_many(
         ('chain', 'draw', 'problem')
     """
     started = time.perf_counter()
+    if resume is not None:
+        kernel, num_chains = _resumed_choices(resume, kernel, num_chains)
+        if initial_params is not None:
+            raise ValueError(
+                "initial_params: expected None with resume, which knows where chains are"
+            )
     local = _check_kernel(kernel, global_moves)
+    tempering = _check_tempering(tempering, global_moves)
     for name, value in (("num_samples", num_samples), ("num_chains", num_chains)):
         check_count(name, value)
     check_count("warmup_steps", warmup_steps, minimum=0)
@@ -109,28 +124,90 @@ def sample_many(
         problems = many_problems(model, observations, chunk_size)
         if include_x and problems.push is None:
             raise ValueError("include_x: expected False for a model without deterministic sites")
-        if initial_params is None:
-            start = start_all(problems, num_chains)
-        else:
-            start = given_starts(problems, initial_params, num_chains)
-        moves = Moves(local, problems.potential_fn, problems.reference, global_moves)
-        warmed = warm_up(
-            moves._replace(kernel=tuned_by_problem(local, problems.num_problems)),
-            start,
+        plan = Plan(
+            problems,
+            local,
+            num_chains,
             warmup_steps,
-            target_accept_prob=target_accept_prob,
-            seed=used,
-            progress=progress,
+            num_samples,
+            thinning,
+            target_accept_prob,
+            global_moves,
+            tempering,
+            progress,
         )
-        draws = draw(moves, warmed, num_samples, thinning=thinning, seed=used, progress=progress)
-        about = {"kernel": local.name, "seed": used, "thinning": thinning}
-        about |= {"num_chains": num_chains, "num_problems": problems.num_problems}
-        about |= {"tuning_steps": warmup_steps, "interrupted": int(draws.interrupted)}
-        about |= {"sampling_time": time.perf_counter() - started}
-        idata = _result(problems, draws, about, include_x)
-    for problem in _complaints(idata):
+        if resume is not None:
+            ready = resumed(plan, resume, seed, observations[0].device)
+        else:
+            ready = warmed_up(plan, _starts(problems, initial_params, num_chains), used)
+        idata = _drawn(plan, ready, include_x, started)
+    for problem in complaints(idata):
         warnings.warn(problem, UserWarning, stacklevel=2)
     return idata
+
+
+def _drawn(plan: Plan, ready: Ready, include_x: bool, started: float) -> InferenceData:
+    """The draws that follow, and all that is told of them."""
+    draws = draw(
+        plan.moves(ready.ladder, ready.global_moves),
+        ready.warmed,
+        plan.num_samples,
+        thinning=plan.thinning,
+        seed=ready.seed,
+        progress=plan.progress,
+    )
+    about = _about(plan, ready, draws) | {"sampling_time": time.perf_counter() - started}
+    return build_result(plan.problems, draws, about, save_state(draws.last, ready), include_x)
+
+
+def _starts(
+    problems: Problems, initial_params: Mapping[str, Tensor] | None, num_chains: int
+) -> Tensor:
+    if initial_params is None:
+        return start_all(problems, num_chains)
+    return given_starts(problems, initial_params, num_chains)
+
+
+def _about(plan: Plan, ready: Ready, draws: Draws) -> dict[str, Any]:
+    """Attributes, under the names that ``sample`` gives them."""
+    about: dict[str, Any] = {
+        "kernel": plan.kernel.name,
+        "seed": ready.seed,
+        "thinning": plan.thinning,
+        "num_chains": plan.num_chains,
+        "num_problems": plan.problems.num_problems,
+        "tuning_steps": plan.warmup_steps if ready.warmed.spent.any() else 0,
+        "interrupted": int(draws.interrupted),
+    }
+    if ready.global_moves is not None:
+        moves = ready.global_moves
+        about["global_moves"] = np.array([moves.num_proposals, moves.every])
+    if ready.ladder is not None:
+        about["tempering"] = np.array([0.0, *ready.ladder])
+    return about
+
+
+def _resumed_choices(
+    resume: InferenceData, kernel: str | Kernel, num_chains: int
+) -> tuple[str | Kernel, int]:
+    """Kernel and number of chains: those of the run that is resumed where defaults were left."""
+    attributes = getattr(resume, "attrs", {})
+    if kernel == DEFAULT_KERNEL and str(attributes.get("kernel")).lower() in KERNELS:
+        kernel = str(attributes["kernel"])
+    if num_chains == DEFAULT_CHAINS:
+        num_chains = int(attributes.get("num_chains", num_chains))
+    return kernel, num_chains
+
+
+def _check_tempering(
+    tempering: TemperingChoice, global_moves: GlobalMoves | None
+) -> TemperingChoice:
+    if tempering is not None and global_moves is not None:
+        raise ValueError(
+            "global_moves: expected None with tempering, whose hottest replica is drawn from the "
+            "prior already"
+        )
+    return check_tempering(tempering)
 
 
 def _check_kernel(kernel: str | Kernel, global_moves: GlobalMoves | None) -> Kernel:
@@ -150,94 +227,3 @@ def _check_kernel(kernel: str | Kernel, global_moves: GlobalMoves | None) -> Ker
     if global_moves is not None and isinstance(local, NUTS):
         raise ValueError("global_moves: expected None with NUTS; take HMC, or pg.sample")
     return local
-
-
-# --- from rows to problems ------------------------------------------
-
-
-def _result(
-    problems: Problems, draws: Draws, about: dict[str, Any], include_x: bool
-) -> InferenceData:
-    def by_problem(rows: NDArray[Any]) -> NDArray[Any]:
-        """(P·C, S, ...) -> (C, S, P, ...)."""
-        whole = rows.reshape(problems.num_problems, -1, *rows.shape[1:])
-        return np.moveaxis(whole, 0, 2)
-
-    with torch.no_grad():
-        u = draws.z.to(problems.reference.sample(1))
-        sites = problems.first.to_sites(u)
-    posterior = {name: by_problem(value.cpu().numpy()) for name, value in sites.items()}
-    about |= {"latent_sites": ",".join(sites), "rhat_by_problem": _rhat_by_problem(posterior)}
-    if include_x and problems.push is not None:
-        apart = problems.push(u.reshape(problems.num_problems, -1, u.shape[-1]))
-        rows = {n: v.reshape(*u.shape[:2], *v.shape[2:]).numpy() for n, v in apart.items()}
-        posterior |= {name: by_problem(value) for name, value in rows.items()}
-    step_size = draws.tuning.step_size
-    statistics = statistics_of(draws.potential_energy, draws.info, step_size)
-    stats = {name: by_problem(value) for name, value in statistics.items()}
-    idata = inference_data.build(posterior, stats, about)
-    for group in ("posterior", "sample_stats"):
-        _name_dimension(idata, group)
-    return idata
-
-
-def _name_dimension(idata: InferenceData, group: str) -> None:
-    """The third dimension of every variable of a group is called problem."""
-    found = idata[group]
-    variables = {}
-    for name in map(str, found.data_vars):
-        values = found[name].values
-        rest = [f"{name}_dim_{place}" for place in range(values.ndim - 3)]
-        variables[name] = (["chain", "draw", "problem", *rest], values)
-    chains, draws, problems = next(iter(variables.values()))[1].shape[:3]
-    coordinates = {
-        "chain": np.arange(chains),
-        "draw": np.arange(draws),
-        "problem": np.arange(problems),
-    }
-    dataset = xr.Dataset(variables, coordinates, attrs=dict(found.attrs))
-    if isinstance(idata, xr.DataTree):  # ArviZ 1.x
-        idata[group] = xr.DataTree(dataset)
-    else:
-        setattr(idata, group, dataset)
-
-
-# --- diagnostics ------------------------------------------
-
-
-def _rhat_by_problem(posterior: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """Largest split R-hat of a problem's components, (P,); NaN where one never varies."""
-    worst: list[NDArray[np.float64]] = []
-    for draws in posterior.values():
-        half = draws.shape[1] // 2
-        if half < 2:
-            return np.full(draws.shape[2], np.nan)
-        split = np.concatenate([draws[:, :half], draws[:, -half:]]).astype(np.float64)
-        within = split.var(1, ddof=1).mean(0)
-        with np.errstate(all="ignore"):
-            rhat = np.sqrt((half - 1) / half + split.mean(1).var(0, ddof=1) / within)
-        worst.append(rhat.reshape(len(rhat), -1).max(1))
-    found: NDArray[np.float64] = np.max(worst, 0)
-    return found
-
-
-def _complaints(idata: InferenceData) -> list[str]:
-    found = []
-    rhat = np.asarray(idata.attrs["rhat_by_problem"])
-    num_draws = idata["posterior"].sizes["draw"]
-    # Not >: what never varies has none.
-    bad = np.flatnonzero(~(rhat <= WORST_RHAT) & (num_draws >= 4))
-    if len(bad):
-        worst = bad[np.argmax(np.nan_to_num(rhat[bad], nan=np.inf))]
-        found.append(
-            f"not converged: {len(bad)} of {len(rhat)} problems have an R-hat above {WORST_RHAT} "
-            f"(problem {worst} the worst, {rhat[worst]:.3f}); take more draws, a longer warm-up, "
-            "or global moves where posteriors have several modes"
-        )
-    diverging = float(inference_data.values(idata, "diverging", "sample_stats").mean())
-    if diverging:
-        found.append(
-            f"{diverging:.2%} of the transitions diverged: the draws may avoid narrow regions; "
-            "raise target_accept_prob"
-        )
-    return found

@@ -1,7 +1,7 @@
 """Many problems of one Pyro model as one target: each row of a batch sees its own data."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -15,6 +15,7 @@ from pyro_gebm.mcmc.random import Generator
 from pyro_gebm.sampling.pyro_density import PyroDensity
 from pyro_gebm.sampling.pyro_model import pyro_target
 from pyro_gebm.sampling.pyro_trace import deterministic_names, find_sites, run_model
+from pyro_gebm.sampling.recorded import Recorded
 from pyro_gebm.sampling.start import MAX_REDRAWS, bad_rows, redrawn
 from pyro_gebm.sampling.target import Sites, Target
 
@@ -83,7 +84,24 @@ def many_problems(
             return {name: value.cpu() for name, value in push_all(u, *observations).items()}
 
     assert first.reference is not None
-    return Problems(potential_fn, first.reference, first, push if pushed else None, num)
+    return Problems(Recorded(potential_fn), first.reference, first, push if pushed else None, num)
+
+
+def by_level(problems: Problems, num_chains: int) -> PotentialFn:
+    """U of replicas, (K·P·C, D') -> (K·P·C,): those of a level side by side, all problems in each.
+
+    Args:
+        problems: P of them.
+        num_chains: C.
+    """
+
+    def potential_fn(u: Tensor) -> Tensor:
+        levels = u.view(-1, problems.num_problems, num_chains, u.shape[-1])
+        rows = levels.transpose(0, 1).reshape(u.shape)
+        energy = problems.potential_fn(rows).view(problems.num_problems, -1, num_chains)
+        return energy.transpose(0, 1).reshape(-1)
+
+    return potential_fn
 
 
 def check_observations(observations: Sequence[Tensor]) -> int:
@@ -154,8 +172,8 @@ class ByProblem(Kernel):
     """A kernel whose warm-up tunes step size and masses for each problem from its own chains.
 
     Args:
-        local: what moves the chains.
-        num_problems: P; the chains of a problem are side by side.
+        local: what moves the chains, which may be of several levels.
+        num_problems: P; the chains of a problem are side by side within a level.
     """
 
     local: Kernel
@@ -168,8 +186,25 @@ class ByProblem(Kernel):
 
     @property
     def num_levels(self) -> int:
-        """P: what adaptation takes for groups of chains."""
-        return self.num_problems
+        """P, or K P with K levels: what adaptation takes for groups of chains."""
+        return self.num_problems * self.local.num_levels
+
+    @property
+    def target_accept_prob(self) -> float:  # type: ignore[override]
+        """That of the local kernel."""
+        return self.local.target_accept_prob
+
+    def init(self, potential_fn: PotentialFn, z: Tensor) -> KernelState:
+        """That of the local kernel."""
+        return self.local.init(potential_fn, z)
+
+    def for_warmup(self) -> Kernel:
+        """The same around what the local kernel warms up with."""
+        return replace(self, local=self.local.for_warmup())
+
+    def level_potential(self, potential_fn: PotentialFn) -> PotentialFn:
+        """That of the local kernel."""
+        return self.local.level_potential(potential_fn)
 
     def step(
         self,

@@ -1,6 +1,7 @@
 """Value and gradient of a potential: by autograd, or replayed from a CUDA graph."""
 
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
@@ -26,8 +27,20 @@ class _Recording(NamedTuple):
     gradient: Tensor
 
 
+class Differentiated(ABC):
+    """A potential that gives its gradient itself, faster than autograd would from outside."""
+
+    @abstractmethod
+    def __call__(self, z: Tensor) -> Tensor:
+        """U, (C, D) -> (C,)."""
+
+    @abstractmethod
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """U and ∇U at ``z`` (C, D), detached: (C,) and (C, D)."""
+
+
 @final
-class CapturedPotential:
+class CapturedPotential(Differentiated):
     """A potential whose value and gradient are recorded on the GPU once and then replayed.
 
     The networks of a GEBM are small for a GPU: launching their operations one by one from
@@ -82,7 +95,7 @@ def value_and_grad(potential_fn: PotentialFn, z: Tensor) -> tuple[Tensor, Tensor
 
     A potential that does not depend on ``z`` has gradient zero.
     """
-    if isinstance(potential_fn, CapturedPotential):
+    if isinstance(potential_fn, Differentiated):
         return potential_fn.value_and_grad(z)
     return _differentiate(potential_fn, z)
 

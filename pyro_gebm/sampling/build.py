@@ -22,6 +22,7 @@ def build_target(
     *,
     beta: float = 1.0,
     batched: bool = True,
+    recorded: bool = True,
 ) -> Target:
     """The target of a GEBM, of a Pyro model called with ``args`` and ``kwargs``, or of a potential.
 
@@ -32,13 +33,14 @@ def build_target(
         beta: inverse temperature; multiplies everything but the priors of latent sites, and a
             potential as a whole.
         batched: evaluate all chains at once; a Pyro model that cannot be vmapped needs False.
+        recorded: of a Pyro model, as in ``pyro_target``.
 
     Raises:
         ValueError: it is none of the three, or a model that cannot be sampled.
     """
     kwargs = kwargs or {}
     if is_pyro_model(model, args, kwargs):
-        return pyro_target(model, args, kwargs, beta=beta, batched=batched)
+        return pyro_target(model, args, kwargs, beta=beta, batched=batched, recorded=recorded)
     if isinstance(model, GEBM):
         return gebm_target(model, beta)
     if not callable(model):

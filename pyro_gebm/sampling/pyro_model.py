@@ -9,6 +9,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.reference import Reference
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling.pyro_density import (
@@ -31,6 +32,7 @@ from pyro_gebm.sampling.pyro_trace import (
     run_model,
     split_log_prob,
 )
+from pyro_gebm.sampling.recorded import Recorded
 from pyro_gebm.sampling.target import Target
 
 MAX_FIRST_RUNS = 10
@@ -115,6 +117,7 @@ def pyro_target(
     *,
     beta: float = 1.0,
     batched: bool = True,
+    recorded: bool = True,
 ) -> Target:
     """The posterior of a Pyro model, as kernels see it.
 
@@ -136,6 +139,8 @@ def pyro_target(
         beta: inverse temperature β of the likelihood and the factors; 1 is the posterior.
         batched: evaluate all chains at once with ``torch.func.vmap``; ``False`` takes one
             after the other and allows data-dependent control flow.
+        recorded: call Pyro only in the first evaluations of a batch, see ``Recorded``; ``False``
+            for a model that depends on what changes between evaluations. Only if ``batched``.
 
     Raises:
         ValueError: the model cannot be run; a site is discrete, subsampled, or not in every
@@ -159,15 +164,20 @@ def pyro_target(
         draws = torch.stack([density.free(first), density.free(_second_run(program, sites))])
     energy = partial(density.energy, beta=beta)
     _check_evaluation(energy, draws, batched)
+
+    def potential(of_chain: Callable[[Tensor], Tensor]) -> PotentialFn:
+        of_all = over_rows(of_chain, batched)
+        return Recorded(of_all) if batched and recorded else of_all
+
     return Target(
-        potential_fn=over_rows(energy, batched),
+        potential_fn=potential(energy),
         to_sites=lambda u: map_sites(over_rows(density.constrain, batched), u),
         from_sites=density.free_chains,
         shapes={site.name: tuple(site.like.shape) for site in sites},
         like=draws[0],
         reference=Reference(
             sample=prior_sampler(density, draws, batched),
-            potential_fn=over_rows(partial(density.energy, beta=0.0), batched),
+            potential_fn=potential(partial(density.energy, beta=0.0)),
         ),
         push=partial(push_in_chunks, over_rows(density.push, batched)) if density.pushed else None,
     )

@@ -52,13 +52,7 @@ def load_state(resume: Any, target: Target, settings: Settings) -> Ready:
     Raises:
         ValueError: there is none, or it is of other settings or another model.
     """
-    try:
-        state: Mapping[str, Any] = inference_data.sampling_state(resume)
-    except (KeyError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(
-            "resume: expected what sample() returned, with its group sampling_state; got "
-            f"{type(resume).__name__} without it"
-        ) from error
+    state = read_state(resume)
     was, seed = str(resume.attrs["kernel"]), int(resume.attrs["seed"])
     kernel, chains = kernel_name(settings.kernel), int(resume.attrs["num_chains"])
     if was != kernel or chains != settings.num_chains:
@@ -66,8 +60,7 @@ def load_state(resume: Any, target: Target, settings: Settings) -> Ready:
             f"resume: expected a run of {kernel} with {settings.num_chains} chains; got one of "
             f"{was} with {chains}; give the settings of that run"
         )
-    tensors = {name: torch.as_tensor(np.array(value)) for name, value in state.items()}
-    resumed = _resumed(tensors, target, seed)
+    resumed = restore(state, None if target.like is None else target.like.device, seed)
     if not same_potential(resumed.warmed.position.state, target, chains):
         raise ValueError(
             "resume: expected the model, data and beta of that run; got a potential that differs "
@@ -75,6 +68,22 @@ def load_state(resume: Any, target: Target, settings: Settings) -> Ready:
         )
     _check_resumed(settings, resumed)
     return resumed
+
+
+def read_state(resume: Any) -> dict[str, Tensor]:
+    """The arrays of ``save_state``, as tensors on the CPU.
+
+    Raises:
+        ValueError: there are none.
+    """
+    try:
+        state: Mapping[str, Any] = inference_data.sampling_state(resume)
+    except (KeyError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(
+            "resume: expected what sample() returned, with its group sampling_state; got "
+            f"{type(resume).__name__} without it"
+        ) from error
+    return {name: torch.as_tensor(np.array(value)) for name, value in state.items()}
 
 
 def same_potential(state: KernelState, target: Target, num_chains: int) -> bool:
@@ -111,8 +120,8 @@ def _check_resumed(settings: Settings, resumed: Ready) -> None:
         raise ValueError("include_warmup: expected False with resume, which has no warm-up")
 
 
-def _resumed(state: dict[str, Tensor], target: Target, seed: int) -> Ready:
-    device = None if target.like is None else target.like.device
+def restore(state: Mapping[str, Tensor], device: torch.device | None, seed: int) -> Ready:
+    """What ``save_state`` has saved, on a device."""
     moved = {name: field.to(device) for name, field in state.items()}
     length = moved.get("trajectory_length")
     tuning = Tuning(moved["step_size"], moved["inverse_mass_matrix"], length)

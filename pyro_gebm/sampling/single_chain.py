@@ -114,7 +114,8 @@ class SingleChainKernel(MCMCKernel):  # type: ignore[misc]  # Pyro is untyped
         _refuse_many_chains()
         given = self._params and {name: value[None] for name, value in self._params.items()}
         with quiet_model(self._model):
-            self._target = build_target(self._model, args, kwargs, beta=self._beta)
+            # Within a Gibbs sampler the model may change from one draw to the next.
+            self._target = build_target(self._model, args, kwargs, beta=self._beta, recorded=False)
             start = find_start(self._target, given, 1)
         self._seed = int(torch.randint(2**31, ()))
         self._waiting = warmup_steps
