@@ -30,6 +30,21 @@ class Job(NamedTuple):
     warmup: int
     starts: str = "base"
 
+    @property
+    def is_jax(self) -> bool:
+        """The library is on jax, not torch."""
+        return self.library in ("numpyro", "blackjax")
+
+    @property
+    def batch(self) -> int:
+        """Chains that advance in one call of the potential; Pyro takes them one by one."""
+        return 1 if self.library == "pyro" else self.chains
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other job, and its lengths."""
+        return " ".join(map(str, self))
+
 
 class Run(NamedTuple):
     """What one run of a job gave."""
@@ -51,7 +66,7 @@ class Prepared(NamedTuple):
     """A runner, and what it cost to get it ready."""
 
     runner: Runner
-    compile_seconds: float
+    compile_seconds: float  # 0 where nothing is
 
 
 @dataclass

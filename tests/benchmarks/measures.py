@@ -24,6 +24,7 @@ class Scores(NamedTuple):
 
     ess: float  # smallest bulk ESS over the dimensions of z
     ess_square: float  # the same of z²
+    ess_tail: float  # smallest tail ESS over the dimensions of z: 5 % and 95 % quantiles
     rhat: float  # largest over z and z²
     bias_max: float  # largest |mean - truth| over z and z², in standard errors
     bias_rms: float  # root mean square of the same; 1 if all is well
@@ -49,6 +50,7 @@ def score(target: Target, run: Run) -> Scores:
     scores = Scores(
         ess=float(ess[: target.dim].min()),
         ess_square=float(ess[target.dim :].min()),
+        ess_tail=float(diagnose("ess", z, method="tail").min()),
         rhat=float(diagnose("rhat", both).max()),
         bias_max=float(known.max()) if known.size else np.nan,
         bias_rms=float(np.sqrt(np.mean(known**2))) if known.size else np.nan,
@@ -99,7 +101,7 @@ def verdict(scores: Scores, chains: int) -> str:
     found = []
     if not scores.rhat <= (MAX_RHAT if chains < MANY else MAX_RHAT_OF_MANY):
         found.append("R-hat")
-    if not min(scores.ess, scores.ess_square) >= MIN_ESS:
+    if not min(scores.ess, scores.ess_square, scores.ess_tail) >= MIN_ESS:
         found.append("few")
     if scores.bias_max > MAX_BIAS:
         found.append("biased")

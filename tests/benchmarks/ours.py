@@ -1,7 +1,7 @@
 """Our kernels, through ``pyro_gebm.sample``.
 
-A name may carry what composes with it: ``NUTS+global`` or ``HMC+tempering``; ``+short`` warms up
-with 40 transitions, whatever the others do.
+A name may carry what composes with it: ``NUTS+global`` or ``HMC+tempering``; ``+short`` is a
+shorter warm-up, which the job already has.
 """
 
 import warnings
@@ -17,7 +17,7 @@ import pyro_gebm as pg
 EXTRAS: dict[str, dict[str, Any]] = {
     "global": {"global_moves": "auto"},
     "tempering": {"tempering": "auto"},
-    "short": {"warmup_steps": 40},
+    "short": {},
 }
 NEEDS_BASE = "IMH"
 

@@ -85,7 +85,7 @@ def prepare_numpyro(target: Target, job: Job) -> Prepared:
 def prepare_blackjax(target: Target, job: Job) -> Prepared:
     """BlackJAX: NUTS with window adaptation under ``vmap``, or ChEES."""
     makers = {"NUTS": _blackjax_nuts, "ChEES": _blackjax_chees}
-    return _compile(makers[job.kernel](target, job), target, job)
+    return _compile(makers[job.kernel.split("+")[0]](target, job), target, job)
 
 
 def _compile(program: Any, target: Target, job: Job) -> Prepared:
@@ -181,51 +181,3 @@ def _draw(step: Any, state: Any, keys: Any) -> Any:
         return state, (state.position, _counts(info))
 
     return jax.lax.scan(one, state, keys)[1]
-
-
-def prepare_torchebm(target: Target, job: Job) -> Prepared:
-    """TorchEBM's HMC (10 leapfrog steps) or uncorrected Langevin, with a step searched for.
-
-    It adapts nothing; the step is halved from 1 until HMC accepts 0.8, which is warm-up here.
-    """
-    from torchebm.core import BaseModel
-    from torchebm.samplers import HamiltonianMonteCarlo, LangevinDynamics
-
-    potential = target.torch_potential()
-    calls = 0
-
-    class Energy(BaseModel):  # type: ignore[misc]
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            nonlocal calls
-            calls += 1
-            return potential(x)
-
-    def sampler(step_size: float) -> Any:
-        if job.kernel == "HMC":
-            return HamiltonianMonteCarlo(Energy(), step_size=step_size, n_leapfrog_steps=10)
-        return LangevinDynamics(Energy(), step_size=step_size**2)
-
-    def tune(start: torch.Tensor) -> float:
-        step_size = 1.0
-        for _ in range(12):
-            hmc = HamiltonianMonteCarlo(Energy(), step_size=step_size, n_leapfrog_steps=10)
-            _, told = hmc.sample(start, n_steps=20, return_diagnostics=True)
-            if told["acceptance_rate"].mean() >= 0.8:
-                break
-            step_size /= 2
-        return step_size
-
-    def run(seed: int) -> Run:
-        nonlocal calls
-        calls = 0
-        torch.manual_seed(seed)
-        start = torch.from_numpy(target.start(job.chains, seed, job.starts))
-        with watch() as spent:
-            chosen = sampler(tune(start))
-            start = chosen.sample(start, n_steps=job.warmup)
-            before = calls
-            z = chosen.sample(start, n_steps=job.draws, return_trajectory=True).numpy()
-        sampling = (calls - before) * job.chains
-        return Run(z, spent.wall, spent.cpu, calls * job.chains, sampling, 0)
-
-    return Prepared(run, 0.0)

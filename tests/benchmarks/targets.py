@@ -29,9 +29,10 @@ class Ops(NamedTuple):
     exp: Callable[[Any], Any]
     logsumexp: Callable[[Any, int], Any]
     silu: Callable[[Any], Any]
+    tanh: Callable[[Any], Any]
 
 
-TORCH = Ops(torch.exp, torch.logsumexp, nn.functional.silu)
+TORCH = Ops(torch.exp, torch.logsumexp, nn.functional.silu, torch.tanh)
 
 
 class Modes(NamedTuple):
@@ -78,7 +79,7 @@ class Target:
         """(D,) -> (), for ``jax.vmap``."""
         import jax
 
-        ops = Ops(jax.numpy.exp, jax.nn.logsumexp, jax.nn.silu)
+        ops = Ops(jax.numpy.exp, jax.nn.logsumexp, jax.nn.silu, jax.numpy.tanh)
         weights = {name: jax.numpy.asarray(value) for name, value in self.weights.items()}
         return lambda z: self.formula(ops, weights, z)
 
