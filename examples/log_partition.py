@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 import pyro_gebm as pg
-from pyro_gebm.cli.problems import build_model, load_problem
+from pyro_gebm.cli.models import build_model
+from pyro_gebm.cli.problems import load_problem
 from pyro_gebm.data import BatchLoader
 
 

@@ -20,7 +20,9 @@ from pathlib import Path
 import torch
 
 import pyro_gebm as pg
-from pyro_gebm.cli.problems import build_judge, build_model, load_problem, occupancy
+from pyro_gebm.cli.judges import build_judge, occupancy
+from pyro_gebm.cli.models import build_model
+from pyro_gebm.cli.problems import load_problem
 from pyro_gebm.data import BatchLoader
 from pyro_gebm.metrics import occupancy_distance, sliced_wasserstein
 from pyro_gebm.training import ChainsConfig, ReplayConfig
@@ -93,7 +95,7 @@ def scores(problem, judge, x: torch.Tensor) -> dict[str, float]:
     fresh = problem.test[torch.randint(len(problem.test), (len(x),))]
     directions = torch.Generator().manual_seed(0)
     found["sliced Wasserstein"] = sliced_wasserstein(x, fresh, generator=directions)
-    seen = occupancy(judge, x)
+    seen = occupancy(judge, [x])
     if seen is not None:
         found["occupancy error"] = occupancy_distance(seen, torch.full_like(seen, 1 / len(seen)))
         found["modes"] = int((seen > 0.2 / len(seen)).sum())

@@ -163,7 +163,7 @@ def test_commands_exist(page):
     [
         "pyro-gebm dance",
         "pyro-gebm sample runs/demo --no-such-option 3",
-        "python -m pyro_gebm train --data marbles",
+        "python -m pyro_gebm train --base marble",
         "python examples/no_such_example.py",
         "python examples/five_seeds.py --colour red",
         "pip install '.[nonsense]'",

@@ -68,13 +68,14 @@ def assert_same_bits(fast, plain, u):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models_have_the_same_bits(name, at_once):
-    target = build(name)[2]
-    u = target.reference.sample(5)
-    for potential in (target.potential_fn, target.reference.potential_fn):
-        assert isinstance(potential, Recorded)
-        assert_same_bits(potential, potential.potential_fn, u)
-        assert len(potential.tapes) == (2 if name in NOT_RECORDED else 3)
-        assert all((t is None) == (name in NOT_RECORDED) for t in potential.tapes.values())
+    with pyro.validation_enabled():  # other tests may have left it off
+        target = build(name)[2]
+        u = target.reference.sample(5)
+        for potential in (target.potential_fn, target.reference.potential_fn):
+            assert isinstance(potential, Recorded)
+            assert_same_bits(potential, potential.potential_fn, u)
+            assert len(potential.tapes) == (2 if name in NOT_RECORDED else 3)
+            assert all((t is None) == (name in NOT_RECORDED) for t in potential.tapes.values())
 
 
 def shifted(y, width):
