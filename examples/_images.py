@@ -16,19 +16,10 @@ from pyro_gebm.metrics import (
     density_coverage,
     occupancy_distance,
     precision_recall,
-    train_classifier,
 )
 from pyro_gebm.objectives import importance_ess
 
 CLASSES = 10
-
-
-Judge = Classifier
-
-
-def train_judge(images: ImageSet, steps: int) -> Judge:
-    """The library's classifier, convolutional at these sizes; always seed 0."""
-    return train_classifier(images.pixels, images.labels, num_classes=CLASSES, steps=steps)
 
 
 @torch.no_grad()
@@ -50,7 +41,7 @@ def resampled(gebm: pg.GEBM, num: int, pool: int) -> tuple[Tensor, float]:
 class Scores:
     """Fréchet distance, fidelity, diversity and classes of sets of one size."""
 
-    def __init__(self, judge: Judge, test: ImageSet, size: int) -> None:
+    def __init__(self, judge: Classifier, test: ImageSet, size: int) -> None:
         self.judge, self.size = judge, min(size, len(test.pixels))
         x = scale_pixels(test.pixels)
         self.embed = classifier_features(judge).embed
@@ -77,7 +68,7 @@ class Scores:
         }
 
 
-def modes(judge: Judge, x: Tensor) -> dict:
+def modes(judge: Classifier, x: Tensor) -> dict:
     """Modes recovered, and KL(found || uniform) in nats."""
     digits = torch.stack([judge.predict(x[:, [channel]]) for channel in range(3)], 1)
     counts = torch.bincount(digits @ torch.tensor([100, 10, 1]), minlength=1000).double()

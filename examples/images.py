@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from _images import Judge, Scores, modes, picture, push, resampled, train_judge
+from _images import CLASSES, Scores, modes, picture, push, resampled
 from torch import Tensor
 
 import pyro_gebm as pg
@@ -30,6 +30,7 @@ from pyro_gebm.data.image_files import ImageSet
 from pyro_gebm.data.image_sets import load_image_set
 from pyro_gebm.data.images import ImageLoader, scale_pixels
 from pyro_gebm.inference_data import worst_rhat
+from pyro_gebm.metrics import Classifier, train_classifier
 from pyro_gebm.nets import NetworkSpec
 from pyro_gebm.presets import PRESETS, Preset, load_preset
 
@@ -169,7 +170,9 @@ def stacked_preset(preset: Preset) -> Preset:
     return replace(preset, name="stacked-mnist-cpu", generator=specs[0], energy=specs[1])
 
 
-def run_stacked(preset: Preset, judge: Judge, images: ImageSet, seed: int, run: argparse.Namespace):
+def run_stacked(
+    preset: Preset, judge: Classifier, images: ImageSet, seed: int, run: argparse.Namespace
+):
     budget = run.budget
     preset = stacked_preset(preset)
     gebm, spent = train(preset, stacked(images, seed), seed, run.out)
@@ -269,7 +272,9 @@ def main() -> None:
     known = ImageSet(images.pixels[:kept], images.labels[:kept])
     if run.validate:
         test = ImageSet(images.pixels[kept:], images.labels[kept:])
-    judge = train_judge(known, run.budget.classifier_steps)
+    judge = train_classifier(
+        known.pixels, known.labels, num_classes=CLASSES, steps=run.budget.classifier_steps
+    )
     if run.stacked:
         for seed in run.seeds:
             run_stacked(preset, judge, images, seed, run)

@@ -19,17 +19,10 @@ from pyro_gebm.sampling.build import build_target
 from pyro_gebm.sampling.recorded import Recorded
 from pyro_gebm.sampling.recorder import NotRecordableError, record
 
+pytestmark = pytest.mark.usefixtures("double_precision_and_no_params")
+
 NOT_RECORDED = {"module"}
 """A distribution that was made beforehand checks values in Python."""
-
-
-@pytest.fixture(autouse=True)
-def _double_precision_and_no_params():
-    pyro.clear_param_store()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-    pyro.clear_param_store()
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from torch import nn
 from pyro_gebm.sampling import pyro_trace
 from pyro_gebm.sampling.pyro_model import pyro_target
 
+pytestmark = pytest.mark.usefixtures("double_precision_and_no_params")
+
 Y = torch.tensor([0.3, -1.2, 0.8, 2.0])
 LEFT, RIGHT = linear_gaussian(), small_gebm().double()
 
@@ -87,15 +89,6 @@ MODELS = {
     "hidden_data": (poutine.block(hierarchy, hide=["y"]), (Y,)),
     "reparam": (poutine.reparam(hierarchy, config={"theta": LocScaleReparam(0.0)}), (Y,)),
 }
-
-
-@pytest.fixture(autouse=True)
-def _double_precision_and_no_params():
-    pyro.clear_param_store()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-    pyro.clear_param_store()
 
 
 def in_double(args):

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pyro_gebm import GEBM, inference_data, sample
 from pyro_gebm._checks import check_count
-from pyro_gebm.cli.judges import Judge, class_truth, occupancy, scaled, share_near_modes
+from pyro_gebm.cli.judges import Judge, class_truth, occupancy, share_near_modes
 from pyro_gebm.cli.problems import Problem
+from pyro_gebm.data.images import scaled
 from pyro_gebm.inference_data import InferenceData
 from pyro_gebm.mcmc import KERNELS, Draws, Tuning, run
 from pyro_gebm.metrics import (

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pyro_gebm.cli.problems import Problem
-from pyro_gebm.data import scale_pixels, toy_mode_std, toy_modes
+from pyro_gebm.data import toy_mode_std, toy_modes
+from pyro_gebm.data.images import scaled
 from pyro_gebm.metrics import (
     Classifier,
     EnergyDistanceScorer,
@@ -60,11 +61,6 @@ def build_judge(problem: Problem, *, progress: bool) -> Judge:
         toy_modes(problem.name) if mixture else None,
         toy_mode_std(problem.name) if mixture else 0.0,
     )
-
-
-def scaled(x: Tensor) -> Tensor:
-    """Data as networks see them: bytes scaled, numbers as they are."""
-    return scale_pixels(x) if x.dtype == torch.uint8 else x
 
 
 def occupancy(judge: Judge, sets: Sequence[Tensor]) -> Tensor | None:

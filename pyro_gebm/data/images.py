@@ -38,6 +38,11 @@ def scale_pixels(
     return pixels.to(device).to(dtype) / 127.5 - 1
 
 
+def scaled(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Data as networks see them: bytes scaled, numbers as they are."""
+    return scale_pixels(x, dtype=dtype) if x.dtype == torch.uint8 else x
+
+
 @final
 class ImageLoader:
     """Endless shuffled batches (batch_size, C, H, W) in [-1, 1] of images kept as bytes.

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from pyro_gebm._checks import check_choice, check_count
@@ -24,6 +23,7 @@ from pyro_gebm.mcmc import HMC, MALA, NUTS, Draws, GlobalMoves, Kernel, draw
 from pyro_gebm.sampling.build import random_state
 from pyro_gebm.sampling.ladder import TemperingChoice, check_tempering
 from pyro_gebm.sampling.ready import Ready
+from pyro_gebm.sampling.result import between_modes
 from pyro_gebm.sampling.resume import save_state
 
 KERNELS: dict[str, type[Kernel]] = {"hmc": HMC, "nuts": NUTS, "mala": MALA}
@@ -179,12 +179,7 @@ def _about(plan: Plan, ready: Ready, draws: Draws) -> dict[str, Any]:
         "tuning_steps": plan.warmup_steps if ready.warmed.spent.any() else 0,
         "interrupted": int(draws.interrupted),
     }
-    if ready.global_moves is not None:
-        moves = ready.global_moves
-        about["global_moves"] = np.array([moves.num_proposals, moves.every])
-    if ready.ladder is not None:
-        about["tempering"] = np.array([0.0, *ready.ladder])
-    return about
+    return about | between_modes(ready)
 
 
 def _resumed_choices(

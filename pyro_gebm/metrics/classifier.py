@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import trange
 
 from pyro_gebm._checks import check_count, check_finite
-from pyro_gebm.data import BatchLoader, scale_pixels
+from pyro_gebm.data import BatchLoader
+from pyro_gebm.data.images import scaled
 
 _BATCH_SIZE = 128
 _INPUT_NOISE = 0.1  # keeps the features smooth just off the data, where samples lie
@@ -73,7 +74,7 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Map images (N, ...), scaled or as bytes, to penultimate activations (N, K), all >= 0."""
-        return cast(Tensor, self.body(_scaled(x, self.head.weight.dtype)))
+        return cast(Tensor, self.body(scaled(x, self.head.weight.dtype)))
 
     def logits(self, x: Tensor) -> Tensor:
         """Map images (N, ...) to unnormalised log probabilities (N, num_classes)."""
@@ -166,17 +167,13 @@ def _fit(
     with torch.enable_grad():
         for _ in trange(recipe.steps, desc="classifier", disable=not progress):
             batch = next(batches)
-            x = _scaled(images[batch], dtype)
+            x = scaled(images[batch], dtype)
             noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             loss = F.cross_entropy(classifier(x + _INPUT_NOISE * noise), labels[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-
-
-def _scaled(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return scale_pixels(x, dtype=dtype) if x.dtype == torch.uint8 else x
 
 
 def _is_large(shape: Sequence[int]) -> bool:

@@ -108,6 +108,12 @@ def attributes_of(settings: Settings, ready: Ready, target: Target) -> dict[str,
     }
     if tuning.trajectory_length is not None:
         found["trajectory_length"] = float(tuning.trajectory_length)
+    return found | between_modes(ready)
+
+
+def between_modes(ready: Ready) -> dict[str, Attribute]:
+    """Attributes of global moves and of replica exchange, where there are any."""
+    found: dict[str, Attribute] = {}
     if ready.global_moves is not None:
         moves = ready.global_moves
         found["global_moves"] = np.array([moves.num_proposals, moves.every])

@@ -28,17 +28,33 @@ CONFIG = pg.TrainConfig(
 """The same schedule for our Trainer; it has no penalty on weights."""
 
 
-class Authors:
-    """Networks, optimisers and the order of things."""
+class Data:
+    """What a loop by hand draws from: batches in a new order for each pass, and latents."""
 
     def __init__(self, gebm: pg.GEBM, x: torch.Tensor) -> None:
         self.gebm, self.x = gebm, x
+        self.order, self.at = torch.randperm(len(x), device=x.device), 0
+
+    def batch(self) -> torch.Tensor:
+        if self.at + BATCH > len(self.x):
+            self.order, self.at = torch.randperm(len(self.x), device=self.x.device), 0
+        self.at += BATCH
+        return self.x[self.order[self.at - BATCH : self.at]]
+
+    def latents(self) -> torch.Tensor:
+        return torch.randn(BATCH, self.gebm.latent_dim, device=self.x.device)
+
+
+class Authors(Data):
+    """Networks, optimisers and the order of things."""
+
+    def __init__(self, gebm: pg.GEBM, x: torch.Tensor) -> None:
+        super().__init__(gebm, x)
         self.log_partition = nn.Parameter(torch.zeros(1, device=x.device))
         energy = [*gebm.energy.parameters(), self.log_partition]
         self.energy = torch.optim.Adam(energy, lr=1e-5, betas=(0.5, 0.9))
         parameters = gebm.base.generator.parameters()
         self.base = torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.9))
-        self.order, self.at = torch.randperm(len(x), device=x.device), 0
         self.losses: list[float] = []
 
     def round(self) -> None:
@@ -76,12 +92,3 @@ class Authors:
         loss.backward()
         self.base.step()
         self.losses.append(loss.item())
-
-    def batch(self) -> torch.Tensor:
-        if self.at + BATCH > len(self.x):
-            self.order, self.at = torch.randperm(len(self.x), device=self.x.device), 0
-        self.at += BATCH
-        return self.x[self.order[self.at - BATCH : self.at]]
-
-    def latents(self) -> torch.Tensor:
-        return torch.randn(BATCH, self.gebm.latent_dim, device=self.x.device)

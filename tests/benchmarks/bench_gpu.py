@@ -24,7 +24,7 @@ import torch
 from jobs import Job
 from lineup import PREPARE
 from measures import diagnose
-from tables import say, write
+from tables import tell, write
 from targets import TARGETS, TORCH, Target
 from torch import Tensor
 
@@ -162,13 +162,6 @@ def rates(name: str, chains: int, runs: list[Any], compiling: float) -> dict[str
             "rhat": max(rhats),
         }
     )
-
-
-def tell(result: dict[str, Any]) -> dict[str, Any]:
-    """Print a result, and hand it on."""
-    shown = {key: f"{v:.4g}" if isinstance(v, float) else v for key, v in result.items()}
-    say(" ".join(f"{key}={value}" for key, value in shown.items()))
-    return result
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from jobs import use_one_core, watch
 use_one_core()
 
 from measures import diagnose  # noqa: E402
-from tables import say, write  # noqa: E402
+from tables import tell, write  # noqa: E402
 from targets import TARGETS, Counted, Target  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -163,13 +163,6 @@ def sample(kernel: Any, target: Target, start: Tensor, warmup: int, draws: int, 
         )
     # Diagnostics come after the run and are no part of it.
     return Timed(idata, float(idata.attrs.get("sampling_time", spent.wall)), potential_fn)
-
-
-def tell(result: dict[str, Any]) -> dict[str, Any]:
-    """Print a result, and hand it on."""
-    shown = {key: f"{v:.3g}" if isinstance(v, float) else v for key, v in result.items()}
-    say(" ".join(f"{key}={value}" for key, value in shown.items()))
-    return result
 
 
 if __name__ == "__main__":

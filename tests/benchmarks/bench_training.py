@@ -21,7 +21,7 @@ from typing import Any
 
 import authors
 import torch
-from authors import Authors
+from authors import BATCH, Authors, Data
 from tables import say
 from torch import nn
 
@@ -29,7 +29,6 @@ import pyro_gebm as pg
 from pyro_gebm.data import BatchLoader
 from pyro_gebm.nets import MLPEnergy, MLPGenerator
 
-BATCH = 128
 CONFIG = pg.TrainConfig(base_steps=10**6, energy_steps=2, ema_decay=0.0, schedule="constant")
 
 
@@ -68,11 +67,12 @@ def conv() -> tuple[pg.GEBM, torch.Tensor]:
 TARGETS = {"MLP, digits": mlp, "ConvNet, 3 x 32 x 32": conv}
 
 
-class Bare:
+class Bare(Data):
     """What one would write by hand."""
 
     def __init__(self, gebm: pg.GEBM, x: torch.Tensor) -> None:
-        self.gebm, self.x, self.step = gebm, x, 0
+        super().__init__(gebm, x)
+        self.step = 0
         groups = [
             {"params": list(gebm.energy.parameters()), "lr": CONFIG.energy_lr},
             {"params": [gebm.log_partition], "lr": CONFIG.log_partition_lr},
@@ -80,16 +80,6 @@ class Bare:
         self.energy = torch.optim.Adam(groups, betas=(0.5, 0.99), fused=True)
         parameters = gebm.base.generator.parameters()
         self.base = torch.optim.Adam(parameters, lr=CONFIG.base_lr, betas=(0.5, 0.99), fused=True)
-        self.order, self.at = torch.randperm(len(x), device=x.device), 0
-
-    def batch(self) -> torch.Tensor:
-        if self.at + BATCH > len(self.x):
-            self.order, self.at = torch.randperm(len(self.x), device=self.x.device), 0
-        self.at += BATCH
-        return self.x[self.order[self.at - BATCH : self.at]]
-
-    def latents(self) -> torch.Tensor:
-        return torch.randn(BATCH, self.gebm.latent_dim, device=self.x.device)
 
     def round(self) -> None:
         gebm, energy, c = self.gebm, self.gebm.energy, self.gebm.log_partition

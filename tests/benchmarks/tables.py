@@ -64,3 +64,10 @@ def say(line: str) -> None:
     """To standard output, at once."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def tell(result: dict[str, Any]) -> dict[str, Any]:
+    """Print a result, and hand it on."""
+    shown = {key: f"{v:.3g}" if isinstance(v, float) else v for key, v in result.items()}
+    say(" ".join(f"{key}={value}" for key, value in shown.items()))
+    return result
