@@ -14,8 +14,9 @@ from torch import nn
 
 import pyro_gebm as pg
 from pyro_gebm.data import ImageLoader, sample_toy
-from pyro_gebm.mcmc import CapturedPotential
+from pyro_gebm.mcmc import NUTS, CapturedPotential, Tuning, run
 from pyro_gebm.mcmc.gradients import FIRST_CALLS, value_and_grad
+from pyro_gebm.mcmc.random import GPU_BLOCK, Streams, normal
 from pyro_gebm.nets import MLPEnergy, MLPGenerator
 from pyro_gebm.presets import load_preset
 
@@ -111,6 +112,54 @@ def test_an_error_of_the_potential_reaches_the_caller():
         value_and_grad(captured, z)
     with pytest.raises(KeyError, match="mine"):
         value_and_grad(captured, z)
+
+
+# --- recorded trees ------------------------------------------
+
+
+def free_run(potential_fn, **settings):
+    z = torch.randn(100, 8, generator=torch.Generator().manual_seed(2)).cuda()
+    kernel = NUTS(max_tree_depth=4)
+    return run(kernel, potential_fn, z, **{"num_samples": 30, "warmup_steps": 30} | settings)
+
+
+def test_recorded_trees_are_the_trees_grown_by_rows():
+    plain = deep_potential()
+    by_rows, recorded = free_run(plain), free_run(CapturedPotential(plain))
+    assert torch.equal(recorded.z, by_rows.z)
+    assert torch.equal(recorded.info.num_steps, by_rows.info.num_steps)
+    assert recorded.info.tree_depth.max() == 4
+
+
+def test_trees_with_a_wall_are_recorded_too():
+    def walled(z):
+        return torch.where(z[:, 0] < 1, 0.5 * (z**2).sum(-1), torch.inf)
+
+    start = {"tuning": Tuning(torch.full((100,), 0.7).cuda(), torch.ones(8).cuda())}
+    runs = [free_run(f, warmup_steps=0, **start) for f in (walled, CapturedPotential(walled))]
+    assert runs[0].info.diverging.any()
+    for one, other in zip(*(r.info for r in runs), strict=True):
+        assert one is None or torch.equal(one, other)
+
+
+def test_trees_of_a_curious_potential_are_grown_by_rows():
+    def curious(z):
+        assert float(z.detach().abs().max()) < 1e6
+        return 0.5 * (z**2).sum(-1)
+
+    runs = [free_run(potential) for potential in (curious, CapturedPotential(curious))]
+    assert torch.equal(runs[0].z, runs[1].z)
+
+
+def test_what_a_chain_does_does_not_depend_on_blocks_beside_its_own():
+    device = torch.device("cuda")
+    few, many = (Streams(3, n * GPU_BLOCK, device).at(4) for n in (1, 3))
+    like = torch.zeros(3 * GPU_BLOCK, 2, device=device)
+    one, all_three = normal(like[:GPU_BLOCK], few), normal(like, many)
+    assert torch.equal(one, all_three[:GPU_BLOCK])
+    assert abs(float((one * all_three[GPU_BLOCK : 2 * GPU_BLOCK]).mean())) < 0.05
+    # Blocks of a larger batch are those of the processor's, of 64 chains.
+    assert Streams(3, 128, device, blocks=[5, 6]).size == 64
 
 
 # --- sampling ------------------------------------------

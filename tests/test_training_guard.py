@@ -3,6 +3,7 @@
 import math
 import random
 import re
+import warnings
 
 import pytest
 import torch
@@ -205,6 +206,30 @@ def test_a_constant_that_is_not_finite_is_refused(phase):
         with pytest.raises(pg.TrainingError, match=r"log Z of .* samples of the base, inf, is not"):
             next(fit(BATCHES))
         assert bits(run.weights()) == before
+
+
+class Floored(nn.Module):
+    """-10 + softplus(w (x₀ + 10)): with w = 1 as good as linear, with w = -9 flat."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, x):
+        return nn.functional.softplus(self.weight * (x[:, 0] + 10)) - 10
+
+
+@pytest.mark.parametrize(("weight", "flat"), [(-9.0, True), (1.0, False)])
+def test_an_energy_at_its_floor_is_told_of(weight, flat):
+    gebm = pg.GEBM(pg.Base(nn.Identity(), pg.StandardNormal(2)), Floored(weight))
+    config = pg.TrainConfig(base_steps=0, refit_steps=1, evaluation_samples=64)
+    data = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        list(pg.Trainer(gebm, config, held_out=data).fit([data]))
+    told = [str(w.message) for w in caught if "no gradient left" in str(w.message)]
+    assert len(told) == flat
+    assert all("the energy is -10 nats on all data and base samples" in each for each in told)
 
 
 # --- fuzz ------------------------------------------

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_gebm._checks import check_count
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.kernel import KernelState, evaluate, select
-from pyro_gebm.mcmc.random import BLOCK, Generator, draw_seed, sample_seeded, uniform
+from pyro_gebm.mcmc.random import Generator, draw_seed, sample_seeded, uniform
 from pyro_gebm.mcmc.reference import Reference
 
 
@@ -96,7 +96,7 @@ def propose(reference: Reference, like: Tensor, generator: Generator) -> Tensor:
     if isinstance(generator, torch.Generator):
         counts, seeds = [chains * n], [draw_seed(generator)]
     else:
-        counts = [len(part) * n for part in torch.split(like, BLOCK)]
+        counts = [len(part) * n for part in torch.split(like, generator.size)]
         seeds = [draw_seed(block) for block in generator.blocks[: len(counts)]]
     return sample_seeded(reference.sample, counts, seeds, like).view_as(like)
 

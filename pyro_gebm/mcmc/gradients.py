@@ -2,7 +2,8 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, TypeAlias, final
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ MAX_RECORDINGS = 4
 """Shapes that are recorded; each keeps the memory of one evaluation."""
 
 _Kind: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
+T = TypeVar("T")
 
 
 class _Recording(NamedTuple):
@@ -119,21 +121,41 @@ def _differentiate(potential_fn: PotentialFn, z: Tensor) -> tuple[Tensor, Tensor
 
 def _record(potential_fn: PotentialFn, z: Tensor) -> _Recording | None:
     """A recording at the shape of ``z``; ``None`` where the potential cannot be recorded."""
-    graph, place = torch.cuda.CUDAGraph(), z.detach().clone()
+    place = z.detach().clone()
+
+    def work() -> tuple[Tensor, Tensor]:
+        return _differentiate(potential_fn, place)
+
+    with torch.cuda.device(z.device):
+        recorded = record(work, rehearsal=work)
+    return None if recorded is None else _Recording(recorded[0], place, *recorded[1])
+
+
+def record(work: Callable[[], T], rehearsal: Callable[[], object]) -> tuple[Any, T] | None:
+    """``work`` as a CUDA graph on the current device, and the tensors that a replay writes to.
+
+    Args:
+        work: what is recorded; it is not carried out.
+        rehearsal: the same on tensors that may change; it is carried out once.
+
+    Returns:
+        ``None`` where that is impossible.
+    """
+    graph = torch.cuda.CUDAGraph()
     # A recording that fails half way may leave another stream in place of the current one.
-    with torch.cuda.device(z.device), torch.cuda.stream(torch.cuda.current_stream(z.device)):
+    with torch.cuda.stream(torch.cuda.current_stream()):
         try:
-            if not _is_asynchronous(potential_fn, place):
+            if not _is_asynchronous(rehearsal):
                 return None
             with torch.cuda.graph(graph):
-                value, gradient = _differentiate(potential_fn, place)
+                written = work()
         except Exception:  # whatever else a user's potential does that a graph cannot
             torch.cuda.synchronize()
             return None
-    return _Recording(graph, place, value, gradient)
+    return graph, written
 
 
-def _is_asynchronous(potential_fn: PotentialFn, z: Tensor) -> bool:
+def _is_asynchronous(work: Callable[[], object]) -> bool:
     """Whether the CPU never waits for a value.
 
     Found out beforehand, since a recording that breaks on it leaves torch's random generators
@@ -147,7 +169,7 @@ def _is_asynchronous(potential_fn: PotentialFn, z: Tensor) -> bool:
         torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.cuda.stream(stream):  # as torch's manual has it for what is recorded next
-            _differentiate(potential_fn, z)
+            work()
     except RuntimeError:
         return False
     finally:

@@ -1,8 +1,9 @@
 """Random streams: noise that depends on the seed, the chain's block and the step, and on no more.
 
-Chains come in blocks of 64, each with a generator of its own that is seeded afresh at every
-step. What a chain does then depends neither on how many other blocks run beside its own nor on
-how long anyone takes, and a run can be taken up at any step without replaying what came before.
+Chains come in blocks of 64 (on a GPU, 4,096), each with a generator of its own that is seeded
+afresh at every step. What a chain does then depends neither on how many other blocks run beside
+its own nor on how long anyone takes, and a run can be taken up at any step without replaying
+what came before.
 (In a block that is not full, the noise does depend on how many chains it holds.)
 """
 
@@ -14,6 +15,9 @@ from torch import Tensor
 
 BLOCK = 64
 """Chains that share a generator."""
+
+GPU_BLOCK = 4096
+"""The same on a GPU, which starts a block's draw no faster than it fills one of this size."""
 
 _WORD = 2**32
 _SALT = 0x9E3779B9
@@ -45,7 +49,7 @@ class Streams:
         num_chains: C.
         device: where the noise is drawn.
         phase: tells streams of one seed apart, such as those of warm-up and of the draws.
-        blocks: the numbers of the chains' blocks, where they are part of a larger batch.
+        blocks: the numbers of the chains' blocks of 64, where they are part of a larger batch.
 
     Example:
         >>> streams = Streams(0, 100, torch.device("cpu"))
@@ -62,7 +66,10 @@ class Streams:
         phase: int = 0,
         blocks: Sequence[int] | None = None,
     ) -> None:
-        numbers = range(-(-num_chains // BLOCK)) if blocks is None else blocks
+        whole = BLOCK if device.type == "cpu" else GPU_BLOCK
+        self.size = whole if blocks is None else BLOCK
+        """Chains of a block."""
+        numbers = range(-(-num_chains // self.size)) if blocks is None else blocks
         # Not plain mix(0, 0) = 0, which would be torch's own stream of seed 0.
         self._key = mix(mix(phase, seed % _WORD ^ _SALT), seed // _WORD ^ _SALT)
         self.blocks = [torch.Generator(device) for _ in numbers]
@@ -100,7 +107,7 @@ def _draw(function: Callable[..., Tensor], like: Tensor, generator: Generator) -
     if len(generator.blocks) == 1:
         return _draw(function, like, generator.blocks[0])
     # Fewer rows than streams were made for take fewer of the blocks.
-    parts = zip(torch.split(like, BLOCK), generator.blocks, strict=False)
+    parts = zip(torch.split(like, generator.size), generator.blocks, strict=False)
     return torch.cat([_draw(function, part, block) for part, block in parts])
 
 

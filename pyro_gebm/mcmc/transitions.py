@@ -11,7 +11,8 @@ from pyro_gebm.mcmc.draws import Position
 from pyro_gebm.mcmc.free_jumps import FreeJumps
 from pyro_gebm.mcmc.global_moves import GlobalMoves, jump_all
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, take_rows
-from pyro_gebm.mcmc.nuts import NUTS, grow_, harvest, plant_, tree_noise
+from pyro_gebm.mcmc.masked_nuts import Grower
+from pyro_gebm.mcmc.nuts import NUTS, harvest, plant_, tree_noise
 from pyro_gebm.mcmc.random import Streams, normal, shared_uniform
 from pyro_gebm.mcmc.reference import Reference
 from pyro_gebm.mcmc.tree import new_trees
@@ -90,11 +91,12 @@ def _freely(
     every = torch.arange(len(joins), device=joins.device)
     plant_(tree, every, state, tuning, momentum, noise[3])
     jumps = FreeJumps(moves.potential_fn, moves.reference, moves.global_moves)
+    grow = Grower(moves.potential_fn, tree)
     while True:
         active = joins <= step + 1
         step += 1
         noise, momentum = _noise(state, streams.at(step))
-        grow_(moves.potential_fn, tree, tuning, noise)
+        grow(tuning, noise)
         rows = tree.done.nonzero()[:, 0]
         if len(rows):
             ended, info = harvest(tree, rows, kernel.max_tree_depth)

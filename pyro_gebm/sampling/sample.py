@@ -98,7 +98,8 @@ def sample(
             file beside ``store``, where all must be able to read; the first one joins them,
             shows the bar and warns. However many processes there are, the draws are bit for
             bit those of one with ``chunk_size=64`` (or the divisor of 64 that is given), on the
-            same device and number of threads. Processes wait for each other after warm-up and
+            same number of threads; of GPUs two or more, since one alone draws its noise for 4,096
+            chains at a time. Processes wait for each other after warm-up and
             at the end, for no longer than the timeout of
             ``torch.distributed.init_process_group``: give one above the time of warm-up. If one
             fails, all raise.

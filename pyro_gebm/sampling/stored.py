@@ -135,7 +135,7 @@ def _draw(run: _Run, ready: Ready) -> _Part:
             thinning=settings.thinning,
             seed=ready.seed,
             progress=settings.progress and team.leads,
-            blocks=team.blocks(settings.num_chains, levels),
+            blocks=None if team.size == 1 else team.blocks(settings.num_chains, levels),
         )
         buffers.flush()
     finally:

@@ -1,6 +1,7 @@
 """The held-out figures: the bound, KALE, and how far c is from log Z."""
 
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from pyro_gebm.training.guard import TrainingError
 from pyro_gebm.training.processes import Processes
 
 CHUNK = 1024
+FLAT = 1e-4
+"""Spread of the energies, in nats, below which an energy tells nothing from anything."""
 
 
 class HeldOut(NamedTuple):
@@ -44,7 +47,8 @@ def evaluate(gebm: GEBM, held_out: Tensor, num_samples: int, procs: Processes) -
 
     The samples come from the same seed every time, so that figures of one run are comparable;
     torch's generators and the modules' modes are left as they were. Processes, which decide by
-    the figures when to stop, agree on them to the last bit.
+    the figures when to stop, agree on them to the last bit. Warns of an energy that is the same
+    everywhere: at its floor it has no gradient, and will not come back.
     """
     like = gebm.log_partition
     devices = [like.device] if like.is_cuda else []
@@ -55,6 +59,7 @@ def evaluate(gebm: GEBM, held_out: Tensor, num_samples: int, procs: Processes) -
         energy = base_energies(gebm, num_samples)
         parts = torch.split(held_out, CHUNK)
         real = torch.cat([gebm.evaluate_energy(part.to(like)) for part in parts])
+    _warn_if_flat(torch.cat([real, energy]))
     log_z = log_partition_estimate(energy)
     figures = [
         kale_bound(real, energy, like),
@@ -64,6 +69,17 @@ def evaluate(gebm: GEBM, held_out: Tensor, num_samples: int, procs: Processes) -
         importance_ess(energy),
     ]
     return HeldOut(*procs.mean(torch.stack(figures)).tolist())
+
+
+def _warn_if_flat(energies: Tensor) -> None:
+    low, high = energies.aminmax()
+    if high - low < FLAT:
+        warnings.warn(
+            f"the energy is {low:.4g} nats on all data and base samples: it has no gradient left; "
+            "start again with a lower energy_lr or a larger gradient_penalty",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 @torch.no_grad()

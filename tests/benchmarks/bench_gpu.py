@@ -125,7 +125,6 @@ def sample(
 def ours(target: Target, name: str, start: Tensor, rounds: int) -> dict[str, Any]:
     potential = CapturedPotential(potential_on(target, start.device))
     sample(potential, KERNELS[name](), start, 5, 5)
-    rounds = 1 if name == "NUTS" else rounds  # it takes minutes
     runs = [sample(potential, KERNELS[name](), start, 100, 100, seed) for seed in range(rounds)]
     return rates(f"ours {name}", len(start), [(r["z"], r["seconds"]) for r in runs], 0.0)
 

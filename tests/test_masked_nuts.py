@@ -1,0 +1,114 @@
+"""The step of NUTS under masks gives what the step by rows gives, bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_gebm.mcmc import CapturedPotential, Tuning
+from pyro_gebm.mcmc import masked_nuts as masked
+from pyro_gebm.mcmc.kernel import evaluate
+from pyro_gebm.mcmc.masked_nuts import Grower, grow_masked_
+from pyro_gebm.mcmc.nuts import grow_, harvest, plant_, tree_noise
+from pyro_gebm.mcmc.random import normal, uniform
+from pyro_gebm.mcmc.tree import new_trees
+
+CHAINS, DIM, DEPTH = 40, 3, 4
+
+
+def walled(z):
+    """Curved, and infinite beyond 3: trees turn, end at the wall and reach their limit."""
+    energy = 0.5 * (z**2).sum(-1) + 0.1 * (z[:, 0] * z[:, 1]) ** 2
+    return torch.where(z[:, 0] < 3, energy, torch.inf)
+
+
+def planted(dtype, per_chain):
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(CHAINS, DIM, dtype=dtype, generator=generator)
+    state = evaluate(walled, z)
+    step = torch.logspace(-2, 0.3, CHAINS, dtype=dtype)
+    mass = torch.tensor([0.5, 1.0, 2.0], dtype=dtype)
+    tuning = Tuning(step, mass.repeat(CHAINS, 1) if per_chain else mass)
+    tree = new_trees(state, DEPTH)
+    way = uniform(state.potential_energy, generator)
+    plant_(tree, tree.every, state, tuning, normal(z, generator), way)
+    return tree, tuning
+
+
+def grow_both(grow, dtype=torch.float64, steps=150, per_chain=False):
+    """Trees grown by rows and by ``grow``, replanted alike; compared after every step."""
+    (tree, tuning), (other, _) = planted(dtype, per_chain), planted(dtype, per_chain)
+    generator, ends = torch.Generator().manual_seed(5), {"turned": 0, "wall": 0, "limit": 0}
+    for i in range(steps):
+        noise = tree_noise(tree.numbers[:, 0], generator)
+        momentum = normal(tree.edge[:, :DIM], generator)
+        grow_(walled, tree, tuning, noise)
+        grow(walled, other, tuning, noise)
+        if not same(tree, other):
+            return False
+        rows = tree.done.nonzero()[:, 0]
+        draws, info = harvest(tree, rows, DEPTH)
+        ends["wall"] += int(info.diverging.sum())
+        ends["limit"] += int(info.reached_max_treedepth.sum())
+        ends["turned"] += int((~info.diverging & ~info.reached_max_treedepth).sum())
+        for each in (tree, other):
+            plant_(each, rows, draws, tuning, momentum[rows], noise[3, rows])
+            each.fresh[:2] = i % 7 == 0  # as after a global move
+    assert min(ends.values()) > 5, ends
+    return True
+
+
+def same(tree, other):
+    """All fields but the scrap slots; NaN equals itself."""
+    return all(
+        torch.equal(torch.nan_to_num(one), torch.nan_to_num(two))
+        for one, two in zip(whole(tree), whole(other), strict=True)
+    )
+
+
+def whole(tree):
+    return tree._replace(first=tree.first[:, :-1], before=tree.before[:, :-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("per_chain", [False, True])
+def test_masks_and_rows_give_the_same_trees_at_every_step(dtype, per_chain):
+    assert grow_both(grow_masked_, dtype, per_chain=per_chain)
+
+
+PLANTS = {
+    "a join that does not look where it grew": (
+        "forward, way = step > 0, way_noise < 0.5",
+        "forward, way = step > -9, way_noise < 0.5",
+    ),
+    "draws of the subtree never taken": ("take = noise <", "take = 2 + noise <"),
+    "subtrees that never close": ("(turned & closes[leaf])", "(turned & closes[0 * leaf])"),
+    "trees that never turn as a whole": ("whole, turning |", "whole, ~(turning == turning) |"),
+    "the limit of depth one too high": (">= tree.num_slots", "> tree.num_slots"),
+    "the edge left behind": ("whole & way & ~forward, right", "whole & way & ~forward, left"),
+    "half a momentum too much": ("momentum, alpha=-0.5", "momentum, alpha=-0.4"),
+    "fresh chains that go on": (" | tree.fresh", ""),
+    "weights that are not cleared": ("whole, -torch.inf, sub_weight", "whole, weight, sub_weight"),
+    "sums that are not cleared": ("_where(whole, 0.0, leaf.total)", "leaf.total"),
+}
+
+
+@pytest.mark.parametrize("what", PLANTS)
+def test_each_planted_bug_is_seen(what):
+    source = Path(masked.__file__).read_text()
+    old, new = PLANTS[what]
+    assert source.count(old) == 1
+    room = {"__name__": "planted"}
+    exec(compile(source.replace(old, new), "planted", "exec"), room)
+    assert not grow_both(room["grow_masked_"])
+
+
+def test_without_a_cuda_device_trees_are_grown_by_rows():
+    (tree, tuning), (other, _) = (planted(torch.float64, False) for _ in range(2))
+    grow = Grower(CapturedPotential(walled), other)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(6):
+        noise = tree_noise(tree.numbers[:, 0], generator)
+        grow_(walled, tree, tuning, noise)
+        grow(tuning, noise)
+    assert same(tree, other)
