@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import pyro_gebm as pg
-from pyro_gebm.data import BatchLoader
-from pyro_gebm.nets import MLPEnergy
+from pyro_gebm.data import BatchLoader, ImageLoader, scale_pixels
+from pyro_gebm.nets import DCGANEnergy, MLPEnergy
 from pyro_gebm.training import ChainsConfig, ReplayConfig
 from pyro_gebm.training.processes import Processes
 
@@ -86,6 +86,18 @@ def without_constant():
 # --- two processes that share each step ------------------------------------------
 
 
+PIXELS = torch.randint(256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(4)).byte()
+
+
+def images():
+    """Convolutions on 8 x 8 pixels, without batch statistics, of which each process has its own."""
+    shape = (1, 8, 8)
+    return model(
+        generator=lambda: nn.Sequential(*network(2, 64), nn.Tanh(), nn.Unflatten(1, shape)),
+        energy=lambda: DCGANEnergy(data_shape=shape, width=2),
+    )
+
+
 class Scenario(NamedTuple):
     settings: dict
     build: object = model
@@ -95,6 +107,8 @@ class Scenario(NamedTuple):
     """First layers frozen before the trainer is made, and before it trains; if not empty."""
     uneven: bool = False
     """The last process has fewer data."""
+    images: bool = False
+    """The data are images, half of them mirrored."""
 
 
 SMALL = {
@@ -136,6 +150,7 @@ SCENARIOS = {
     "thawed later": Scenario({}, freeze=(True, False)),
     "spectral norm": Scenario({}, spectral),
     "not a number": Scenario({}, spoilt=(3, 9)),
+    "images": Scenario({"penalty_every": 1}, images, images=True),
 }
 
 
@@ -144,14 +159,19 @@ def run(scenario, procs):
     gebm = scenario.build()
     config = pg.TrainConfig(**SMALL | scenario.settings)
     order = torch.Generator().manual_seed(2)
-    loader = BatchLoader(DATA, 8, generator=order, rank=procs.rank, world_size=procs.world_size)
+    share = {"rank": procs.rank, "world_size": procs.world_size}
+    loader, held_out = BatchLoader(DATA, 8, generator=order, **share), DATA[:20]
+    if scenario.images:
+        double = {"flip": True, "dtype": torch.float64}
+        loader = ImageLoader(PIXELS, 8, generator=order, **double, **share)
+        held_out = scale_pixels(PIXELS[:20]).double()
     if scenario.spoilt:
         loader = spoilt_batches(scenario.spoilt, procs)
     if scenario.uneven:
         loader = [DATA[: 4 - procs.rank]]
     before, after = scenario.freeze or (False, False)
     freeze(gebm, before)
-    trainer = pg.Trainer(gebm, config, held_out=DATA[:20])
+    trainer = pg.Trainer(gebm, config, held_out=held_out)
     freeze(gebm, after)
     torch.manual_seed(3)
     with warnings.catch_warnings():
