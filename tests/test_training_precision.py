@@ -246,7 +246,7 @@ def test_a_compiled_energy_takes_the_steps_of_itself():
 def test_both_networks_run_as_torch_compile_made_them(monkeypatch, precision):
     real, made = torch.compile, []
 
-    def traced(function):
+    def traced(function, **settings):
         made.append(function)
         return real(function, backend="eager")
 
@@ -259,11 +259,11 @@ def test_both_networks_run_as_torch_compile_made_them(monkeypatch, precision):
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-6)
 
 
-def refuses_at_once(function):
+def refuses_at_once(function, **settings):
     raise RuntimeError("no such thing on this Python")
 
 
-def refuses_when_called(function):
+def refuses_when_called(function, **settings):
     def run(inputs):
         raise RuntimeError("no C++ compiler")
 
@@ -284,7 +284,7 @@ def test_an_error_of_the_network_is_not_put_on_torch_compile(monkeypatch):
     def raising(x):
         raise ZeroDivisionError("of the network itself")
 
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
     gebm = small_gebm()
     gebm.energy.forward = raising
     trainer = pg.Trainer(gebm, pg.TrainConfig(compile=True))

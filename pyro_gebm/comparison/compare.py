@@ -258,6 +258,7 @@ def _settings(
         storage_dtype=None,
         store=None,
         distributed=False,
+        compile=False,
     )
 
 

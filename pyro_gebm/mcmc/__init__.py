@@ -6,7 +6,7 @@ A potential is a function (C, D) -> (C,): minus the log density of every chain's
 from pyro_gebm.mcmc.chees import ChEES
 from pyro_gebm.mcmc.draws import Draws, Position
 from pyro_gebm.mcmc.global_moves import GlobalMoves
-from pyro_gebm.mcmc.gradients import CapturedPotential
+from pyro_gebm.mcmc.gradients import CapturedPotential, CompiledPotential
 from pyro_gebm.mcmc.hmc import HMC
 from pyro_gebm.mcmc.imh import IMH
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning
@@ -32,6 +32,7 @@ __all__ = [
     "NUTS",
     "CapturedPotential",
     "ChEES",
+    "CompiledPotential",
     "Draws",
     "GlobalMoves",
     "Info",

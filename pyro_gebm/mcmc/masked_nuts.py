@@ -2,20 +2,21 @@
 
 ``grow_`` of ``nuts`` works on the chains that are concerned, which is less work; but to know which
 these are the CPU must wait for the device. This form gives the same numbers, bit for bit, and can
-be recorded as a CUDA graph.
+be recorded as a CUDA graph, or compiled.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.gradients import FIRST_CALLS, CapturedPotential, record
-from pyro_gebm.mcmc.integrators import leapfrog
-from pyro_gebm.mcmc.kernel import KernelState, Tuning, acceptance, kinetic_energy
+from pyro_gebm.mcmc.gradients import FIRST_CALLS, CapturedPotential, CompiledPotential, record
+from pyro_gebm.mcmc.kernel import KernelState, Tuning, acceptance, evaluate, kinetic_energy
 from pyro_gebm.mcmc.nuts import grow_, turns
 from pyro_gebm.mcmc.tree import (
+    LEAF,
     STEP,
     SUB,
     WHOLE,
@@ -42,13 +43,21 @@ class _Leaf(NamedTuple):
     """A binary subtree that the leaf closes turns, (C,) bool."""
 
 
+class Halves(NamedTuple):
+    """A step before its gradient and after it."""
+
+    drift: Callable[[Tree, Tensor], tuple[Tensor, Tensor, Tensor]]
+    settle_: Callable[..., None]
+
+
 @final
 class Grower:
-    """Grows the trees of a run by a step at each call: as a CUDA graph, where there is one.
+    """Grows the trees of a run by a step at each call: compiled or as a CUDA graph, where wanted.
 
     Args:
-        potential_fn: (C, D) -> (C,). With ``CapturedPotential`` on a CUDA device all of a step is
-            recorded after a few calls and replayed from then on; with any other, or where that
+        potential_fn: (C, D) -> (C,). With ``CompiledPotential`` what a step does beside the
+            gradient is compiled, too. With ``CapturedPotential`` on a CUDA device all of a step is
+            recorded after a few calls and replayed from then on. With any other, or where that
             fails, ``grow_`` does it.
         tree: the trees, which keep their place in memory.
     """
@@ -59,19 +68,25 @@ class Grower:
         self._calls = 0
         self._noise = tree.numbers.new_empty(4, len(tree.numbers))
         self._inverse_mass = torch.empty_like(momentum_of(tree.edge))
-        self._wanted = tree.edge.is_cuda and isinstance(potential_fn, CapturedPotential)
+        self._recordable = tree.edge.is_cuda and isinstance(potential_fn, CapturedPotential)
+        self._halves: Halves | None = None
+        if isinstance(potential_fn, CompiledPotential):
+            compiled = potential_fn.compiler.compiled
+            self._halves = Halves(compiled(_drift), compiled(_settle_))
 
     def __call__(self, tuning: Tuning, noise: Tensor) -> None:
         """What ``grow_`` does with the same arguments."""
-        if self._wanted and self._graph is None:
+        if self._recordable and self._graph is None:
             self._calls += 1
             if self._calls > FIRST_CALLS:
                 self._record(tuning, noise)
-        if self._graph is None:
+        if self._graph is not None:
+            self._fill(tuning, noise)
+            self._graph.replay()
+        elif self._halves is not None:
+            grow_masked_(self._potential_fn, self._tree, tuning, noise, self._halves)
+        else:
             grow_(self._potential_fn, self._tree, tuning, noise)
-            return
-        self._fill(tuning, noise)
-        self._graph.replay()
 
     def _fill(self, tuning: Tuning, noise: Tensor) -> None:
         self._noise.copy_(noise)
@@ -87,16 +102,45 @@ class Grower:
             lambda: grow_masked_(plain, self._tree, still, self._noise),
             rehearsal=lambda: grow_masked_(plain, trial, still, self._noise),
         )
-        self._wanted = False
+        self._recordable = False
         if recorded is not None:
             self._graph = recorded[0]
 
 
-def grow_masked_(potential_fn: PotentialFn, tree: Tree, tuning: Tuning, noise: Tensor) -> None:
-    """What ``grow_`` does with the same arguments, of which it is an oracle."""
-    scale = tree.numbers[:, STEP, None] * tuning.inverse_mass_matrix.sqrt()
-    state, momentum = leapfrog(potential_fn, *unpack(tree.edge), scale)
-    leaf = _add_leaf(tree, state, momentum, noise[0])
+def grow_masked_(
+    potential_fn: PotentialFn,
+    tree: Tree,
+    tuning: Tuning,
+    noise: Tensor,
+    halves: Halves | None = None,
+) -> None:
+    """What ``grow_`` does with the same arguments; ``halves``: compiled ones of this module's."""
+    halves = halves or Halves(_drift, _settle_)
+    z, half, scale = halves.drift(tree, tuning.inverse_mass_matrix)
+    state = evaluate(potential_fn, z)
+    slots = checkpoint_table(tree.num_slots, z.device)
+    halves.settle_(tree, state, half, scale, noise, slots)
+
+
+def _drift(tree: Tree, inverse_mass_matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The leapfrog step up to its gradient: z, the half kicked momentum and the scale, (C, D)."""
+    scale = tree.numbers[:, STEP, None] * inverse_mass_matrix.sqrt()
+    start, momentum = unpack(tree.edge)
+    half = torch.addcmul(momentum, scale, start.z_grad, value=-0.5)
+    return torch.addcmul(start.z, scale, half), half, scale
+
+
+def _settle_(
+    tree: Tree,
+    state: KernelState,
+    half: Tensor,
+    scale: Tensor,
+    noise: Tensor,
+    slots: tuple[Tensor, Tensor],
+) -> None:
+    """All that follows the gradient; ``slots`` are of ``checkpoint_table``."""
+    momentum = torch.addcmul(half, scale, state.z_grad, value=-0.5)
+    leaf = _add_leaf(tree, state, momentum, noise[0], slots)
     count, depth, steps = tree.counts.unbind(1)
     done = leaf.turning | leaf.diverging | tree.fresh
     whole = (count + 1 == torch.exp2(depth)) & ~done
@@ -108,7 +152,9 @@ def grow_masked_(potential_fn: PotentialFn, tree: Tree, tuning: Tuning, noise: T
     tree.done.copy_(done)
 
 
-def _add_leaf(tree: Tree, state: KernelState, momentum: Tensor, noise: Tensor) -> _Leaf:
+def _add_leaf(
+    tree: Tree, state: KernelState, momentum: Tensor, noise: Tensor, slots: tuple[Tensor, Tensor]
+) -> _Leaf:
     """Statistics of the newest leaves, their place in the subtrees, and whether these turn."""
     start, draw_error, weight, sub_error, sub_weight, step, accept, worst = tree.numbers.unbind(1)
     error = state.potential_energy + kinetic_energy(momentum) - start
@@ -126,14 +172,14 @@ def _add_leaf(tree: Tree, state: KernelState, momentum: Tensor, noise: Tensor) -
         numbers=[start, draw_error, weight, sub_error, sub_weight, step, accept, worst],
         total=total,
         diverging=diverging,
-        turning=_close_(tree, momentum, torch.add(total, momentum, alpha=-0.5)),
+        turning=_close_(tree, momentum, torch.add(total, momentum, alpha=-0.5), slots),
     )
 
 
-def _close_(tree: Tree, momentum: Tensor, middle: Tensor) -> Tensor:
+def _close_(tree: Tree, momentum: Tensor, middle: Tensor, slots: tuple[Tensor, Tensor]) -> Tensor:
     """Store the newest leaves; whether any binary subtree that they close turns, (C,) bool."""
-    slot, closes = checkpoint_table(tree.num_slots, momentum.device)
-    leaf = tree.counts[:, 0]
+    slot, closes = slots
+    leaf = tree.counts[:, LEAF]
     place = (tree.every, slot[leaf])
     tree.first.index_put_(place, momentum)
     tree.before.index_put_(place, middle)

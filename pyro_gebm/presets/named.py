@@ -13,7 +13,7 @@ _FLOOR = 10.0
 
 _ON_CPU = TrainConfig(
     base_steps=800,
-    energy_steps=1,
+    energy_steps=2,
     # Without a lead the energy's first gradients teach the base nothing.
     boost_steps=20,
     num_latents=64,
@@ -21,10 +21,10 @@ _ON_CPU = TrainConfig(
     base_lr=5e-4,
     log_partition_update="closed_form",
     log_partition_memory=0.9,
-    gradient_penalty=0.5,
-    gradient_penalty_end=0.1,
+    gradient_penalty=2.0,
+    gradient_penalty_end=0.5,
     ema_decay=0.995,
-    refit_steps=1000,
+    refit_steps=2000,
     refit_lr=3e-4,
     refit_gradient_penalty=0.1,
     evaluate_every=100,

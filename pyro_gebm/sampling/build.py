@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc.gradients import CapturedPotential, CompiledPotential
 from pyro_gebm.mcmc.kernel import evaluate
 from pyro_gebm.mcmc.random import seed_global
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling.pyro_model import is_pyro_model, pyro_target
+from pyro_gebm.sampling.recorded import Recorded
 from pyro_gebm.sampling.target import Model, Target, gebm_target, potential_target
 
 
@@ -49,6 +51,25 @@ def build_target(
             f"{type(model).__name__}"
         )
     return potential_target(model, beta)
+
+
+def compiled(target: Target, device: torch.device) -> Target:
+    """The target with its potential compiled, but for a CUDA device.
+
+    Raises:
+        ValueError: it is that of a Pyro model.
+    """
+    potential_fn = target.potential_fn
+    if isinstance(potential_fn, Recorded):
+        raise ValueError(
+            "compile: expected False with a Pyro model, whose potential is written down after its "
+            "first calls in any case; got True"
+        )
+    if device.type == "cuda":
+        return target
+    if isinstance(potential_fn, CapturedPotential):
+        potential_fn = potential_fn.potential_fn
+    return target._replace(potential_fn=CompiledPotential(potential_fn))
 
 
 def in_chunks(target: Target, chunk_size: int | None) -> Target:

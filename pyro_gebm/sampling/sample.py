@@ -12,7 +12,7 @@ from pyro_gebm import inference_data
 from pyro_gebm.inference_data import InferenceData
 from pyro_gebm.mcmc import GlobalMoves, Kernel, PyroKernel
 from pyro_gebm.model import GEBM
-from pyro_gebm.sampling.build import build_target, in_chunks, random_state
+from pyro_gebm.sampling.build import build_target, compiled, in_chunks, random_state
 from pyro_gebm.sampling.engine import get_ready, run_kernel
 from pyro_gebm.sampling.result import build_result
 from pyro_gebm.sampling.resume import resumed_choices
@@ -44,6 +44,7 @@ def sample(
     storage_dtype: str | None = None,
     store: str | Path | None = None,
     distributed: bool = False,
+    compile: bool = False,
     resume: InferenceData | None = None,
     **kwargs: Any,
 ) -> InferenceData:
@@ -103,6 +104,10 @@ def sample(
             at the end, for no longer than the timeout of
             ``torch.distributed.init_process_group``: give one above the time of warm-up. If one
             fails, all raise.
+        compile: make value and gradient of a GEBM's or a given potential, and the trees of NUTS,
+            into compiled functions (``torch.compile``): up to twice as fast with few chains and
+            small networks, after some ten seconds that are paid once. No effect on a CUDA device,
+            where both are recorded in any case; not with tempering, Pyro models and kernels.
         resume: go on where this earlier result ended, with its tuning and noise, in place of
             starts and warm-up: the draws are those that the earlier run would have made next.
             Model and settings must be the same; the kernel's name and ``num_chains`` are taken
@@ -152,6 +157,7 @@ def sample(
         storage_dtype,
         store,
         distributed,
+        compile,
     )
     idata, problems = _sample(model, args, kwargs, settings, initial_params, resume)
     for problem in problems:
@@ -180,6 +186,7 @@ def _sample(
             raise ValueError("include_x: expected False for a potential function, which has no x")
         if settings.include_prior and target.reference is None:
             raise ValueError("include_prior: expected False for a potential, which has no prior")
+        target = compiled(target, device) if settings.compile else target
         target = in_chunks(target, settings.chunk_size)
         is_gebm = isinstance(model, GEBM)
 

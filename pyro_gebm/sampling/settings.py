@@ -41,6 +41,7 @@ class Settings(NamedTuple):
     storage_dtype: torch.dtype | None
     store: Path | None
     distributed: bool
+    compile: bool
 
 
 def check_settings(
@@ -62,6 +63,7 @@ def check_settings(
     storage_dtype: str | None,
     store: str | Path | None,
     distributed: bool,
+    compile: bool,
 ) -> Settings:
     """The settings, or a ``ValueError`` that names the first that is wrong."""
     many = num_chains if isinstance(num_chains, int) else 0
@@ -72,6 +74,8 @@ def check_settings(
     check_beta(beta)
     _check_optional(target_accept_prob, seed, chunk_size, storage_dtype)
     tempering = _check_crossing(global_moves, tempering)
+    if compile:
+        _check_compiled(chosen, tempering)
     if is_pyro_kernel(chosen):
         _check_pyro(global_moves, tempering, include_warmup, store is not None)
     if store is not None and include_prior:
@@ -98,6 +102,7 @@ def check_settings(
         storage_dtype=None if storage_dtype is None else DTYPES[storage_dtype],
         store=None if store is None else check_store(store),
         distributed=distributed,
+        compile=compile,
     )
 
 
@@ -117,6 +122,14 @@ def _check_optional(
         check_count("chunk_size", chunk_size)
     if storage_dtype is not None:
         check_choice("storage_dtype", storage_dtype, DTYPES)
+
+
+def _check_compiled(kernel: Kernel | PyroKernel, tempering: TemperingChoice) -> None:
+    if is_pyro_kernel(kernel) or tempering is not None:
+        raise ValueError(
+            "compile: expected False with a kernel of Pyro's or with tempering, which evaluate the "
+            "potential in parts; got True"
+        )
 
 
 def _check_distributed(

@@ -1,13 +1,12 @@
 """The networks as steps run them: one forward for one backward, in the precision asked for."""
 
-import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from pyro_gebm._compiler import Compiler
 from pyro_gebm.model import GEBM
 from pyro_gebm.objectives import slope_penalty
 from pyro_gebm.training.config import TrainConfig
@@ -21,7 +20,7 @@ class EnergyPass(nn.Module):
     """
 
     def __init__(
-        self, gebm: GEBM, config: TrainConfig, compiler: "Compiler", *, learns_constant: bool
+        self, gebm: GEBM, config: TrainConfig, compiler: Compiler, *, learns_constant: bool
     ) -> None:
         super().__init__()
         self.energy = gebm.energy
@@ -51,7 +50,7 @@ class EnergyPass(nn.Module):
 class BasePass(nn.Module):
     """Samples G(z), whose gradients belong to the generator."""
 
-    def __init__(self, gebm: GEBM, config: TrainConfig, compiler: "Compiler") -> None:
+    def __init__(self, gebm: GEBM, config: TrainConfig, compiler: Compiler) -> None:
         super().__init__()
         self.generator = gebm.base.generator
         self._fast = compiler.compiled(self.generator)
@@ -83,41 +82,3 @@ class Cast:
     def back(self, value: Tensor) -> Tensor:
         """The parameters' precision."""
         return value.to(self._dtype)
-
-
-@final
-class Compiler:
-    """``torch.compile`` of functions, until it fails for one; then none is compiled.
-
-    Args:
-        wanted: compile at all.
-    """
-
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted
-
-    def compiled(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The function, compiled at its first call."""
-        if not self._wanted:
-            return function
-        fast: list[Callable[[Tensor], Tensor]] = []
-
-        def run(inputs: Tensor) -> Tensor:
-            if not self._wanted:
-                return function(inputs)
-            try:
-                if not fast:
-                    fast.append(torch.compile(function))
-                return fast[0](inputs)
-            except Exception as error:
-                # An error of the network itself comes again, as its own, from the line below.
-                value = function(inputs)
-                self._wanted = False
-                warnings.warn(
-                    f"torch.compile failed ({type(error).__name__}); training goes on without it; "
-                    "a C++ compiler may be missing",
-                    stacklevel=2,
-                )
-                return value
-
-        return run

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from pyro_gebm._compiler import Compiler
 from pyro_gebm.model import GEBM
 from pyro_gebm.objectives import energy_l2, importance_ess, log_partition_estimate
 from pyro_gebm.training.config import TrainConfig
@@ -19,7 +20,7 @@ from pyro_gebm.training.descent import (
 from pyro_gebm.training.infos import EnergyInfo
 from pyro_gebm.training.methods import Contrastive, method_of
 from pyro_gebm.training.negatives import Negatives
-from pyro_gebm.training.passes import BasePass, Compiler, EnergyPass
+from pyro_gebm.training.passes import BasePass, EnergyPass
 from pyro_gebm.training.processes import Processes
 from pyro_gebm.training.splitting import Part, Seen, penalty_points, put_together, split
 
@@ -48,7 +49,7 @@ class Steps:
 
     def __init__(self, gebm: GEBM, config: TrainConfig, procs: Processes) -> None:
         self.gebm, self.config, self._procs = gebm, config, procs
-        compiler = Compiler(config.compile)
+        compiler = Compiler(config.compile, "training")
         self._generate = BasePass(gebm, config, compiler)
         self.negatives = Negatives(gebm, config, procs, self._generate)
         method, chained = method_of(config), self.negatives.chained

@@ -18,7 +18,10 @@ PREPARE: dict[str, Callable[[Target, Job], Prepared]] = {
 }
 
 KERNELS: dict[str, list[str]] = {
-    "ours": ["NUTS", "HMC", "ChEES", "ChEES+short", "MALA"],
+    "ours": [
+        *("NUTS", "HMC", "ChEES", "ChEES+short", "MALA"),
+        *("NUTS+compiled", "HMC+compiled", "ChEES+compiled+short"),
+    ],
     "pyro": ["NUTS"],
     "numpyro": ["NUTS"],
     "blackjax": ["NUTS", "ChEES", "ChEES+short"],

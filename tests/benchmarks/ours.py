@@ -1,7 +1,7 @@
 """Our kernels, through ``pyro_gebm.sample``.
 
-A name may carry what composes with it: ``NUTS+global`` or ``HMC+tempering``; ``+short`` is a
-shorter warm-up, which the job already has.
+A name may carry what composes with it: ``NUTS+global`` or ``HMC+tempering``; ``+compiled`` is the
+potential by ``torch.compile``; ``+short`` is a shorter warm-up, which the job already has.
 """
 
 import warnings
@@ -13,21 +13,24 @@ from jobs import Job, Prepared, Run, Watch, watch
 from targets import Counted, Target
 
 import pyro_gebm as pg
+from pyro_gebm.mcmc import CompiledPotential
 
 EXTRAS: dict[str, dict[str, Any]] = {
     "global": {"global_moves": "auto"},
     "tempering": {"tempering": "auto"},
     "short": {},
+    "compiled": {},
 }
 NEEDS_BASE = "IMH"
 
 
 def prepare(target: Target, job: Job) -> Prepared:
-    """A runner of one of our kernels; nothing is compiled."""
+    """A runner of one of our kernels; compiled only if its name says so."""
     name, *extras = job.kernel.split("+")
     settings: dict[str, Any] = {
         "kernel": name,
         "global_moves": None,
+        "num_samples": job.draws,
         "warmup_steps": job.warmup,
     }
     for extra in extras:
@@ -36,24 +39,28 @@ def prepare(target: Target, job: Job) -> Prepared:
     plain = not {"global", "tempering"}.intersection(extras) and name != NEEDS_BASE
     # A bare potential is what the other libraries get.
     model: Any = counted if plain else target.gebm(counted)
+    if "compiled" in extras:  # once for all rounds, as the JAX libraries do
+        model = CompiledPotential(target.torch_potential())
 
-    def run(seed: int) -> Run:
+    def run(seed: int, **more: Any) -> Run:
         counted.positions = 0
         start = torch.from_numpy(target.start(job.chains, seed, job.starts))
         with watch() as spent, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the table says what did not converge
             idata = pg.sample(
                 model,
-                num_samples=job.draws,
                 num_chains=job.chains,
                 initial_params=start,
                 seed=seed,
                 progress=False,
-                **settings,
+                **settings | more,
             )
         return _read(idata, spent, None if plain else counted.positions)
 
-    return Prepared(run, 0.0)
+    with watch() as spent:
+        if "compiled" in extras:
+            run(0, num_samples=5, warmup_steps=5)
+    return Prepared(run, spent.wall if "compiled" in extras else 0.0)
 
 
 def _read(idata: Any, spent: Watch, evaluations: int | None) -> Run:

@@ -1,0 +1,136 @@
+"""Compiled potentials and trees: the numbers of those that are not, and a way back."""
+
+import shutil
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers import quiet_sample, small_gebm
+from torch import nn
+
+import pyro_gebm as pg
+from pyro_gebm.mcmc import NUTS, CompiledPotential, Tuning, run
+from pyro_gebm.mcmc.gradients import value_and_grad
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None,
+    reason="torch.compile needs a C++ compiler on the CPU",
+)
+SETTINGS = {"num_chains": 6, "num_samples": 12, "warmup_steps": 10, "seed": 0}
+
+
+def potential(dtype=torch.float64):
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 1)).to(dtype).requires_grad_(False)
+    return lambda z: net(z)[:, 0] + 0.5 * z.square().sum(-1)
+
+
+@needs_compiler
+def test_values_gradients_and_trees_are_those_that_are_not_compiled():
+    plain = potential()
+    fast = CompiledPotential(plain)
+    z = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = Tuning(torch.full((5,), 0.3, dtype=torch.float64), torch.ones(4, dtype=torch.float64))
+    settings = {"num_samples": 8, "warmup_steps": 0, "tuning": start}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch.compile failed")
+        found = value_and_grad(fast, z)
+        trees = run(NUTS(max_tree_depth=4), fast, z, **settings)
+    for one, other in zip(found, value_and_grad(plain, z), strict=True):
+        assert not one.requires_grad
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    by_rows = run(NUTS(max_tree_depth=4), plain, z, **settings)
+    # In double precision rounding does not grow to another turn in so few transitions.
+    torch.testing.assert_close(trees.z, by_rows.z, rtol=1e-6, atol=1e-6)
+    assert torch.equal(trees.info.num_steps, by_rows.info.num_steps)
+    assert by_rows.info.num_steps.max() > 4
+
+
+@pytest.mark.parametrize("kernel", ["NUTS", "HMC"])
+def test_a_gebm_is_sampled_from_what_was_compiled(kernel, monkeypatch):
+    real, made, called = torch.compile, [], []
+
+    def traced(function, **settings):
+        fast = real(function, backend="eager", **settings)  # traced, without the C++
+        made.append(function.__name__)
+
+        def run(*inputs):
+            called.append(function.__name__)
+            return fast(*inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", traced)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch.compile failed")
+        idata = quiet_sample(small_gebm().double(), kernel=kernel, compile=True, **SETTINGS)
+    halves = ["_drift", "_settle_"] if kernel == "NUTS" else []
+    # Trees are compiled in warm-up and in the draws.
+    assert sorted(set(made)) == sorted(["value_and_gradient", *halves]) and len(
+        made
+    ) == 1 + 2 * len(halves)
+    steps = idata["sample_stats"]["n_steps"].values
+    assert called.count("value_and_gradient") >= steps.sum(1).max() > 0
+    plain = quiet_sample(small_gebm().double(), kernel=kernel, **SETTINGS)
+    one, other = (run["posterior"]["z"].values for run in (idata, plain))
+    assert np.abs(one - other)[:, :2].max() < 1e-6
+    again = quiet_sample(small_gebm().double(), kernel=kernel, compile=True, **SETTINGS)
+    assert np.array_equal(again["posterior"]["z"].values, one)
+
+
+def test_the_twentieth_potential_is_compiled_like_the_first(monkeypatch):
+    # Of one piece of code torch keeps eight compiled forms, and runs the ninth as it is.
+    real, graphs = torch.compile, []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend=count))
+    for i in range(20):
+        z = torch.full((1, 2), 1.0 + i)
+        value, gradient = value_and_grad(CompiledPotential(lambda z, i=i: (i * z).sum(-1)), z)
+        assert float(value[0]) == 2.0 * i * (1 + i) and (gradient == i).all()
+    assert len(graphs) == 20
+
+
+def test_without_torch_compile_sampling_goes_on_and_says_so_once(monkeypatch):
+    def refuses(function, **settings):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", refuses)
+    with pytest.warns(UserWarning, match=r"compile failed \(RuntimeError\); sampling") as caught:
+        idata = pg.sample(small_gebm(), kernel="NUTS", compile=True, progress=False, **SETTINGS)
+    assert len([w for w in caught if "torch.compile failed" in str(w.message)]) == 1
+    monkeypatch.undo()
+    plain = quiet_sample(small_gebm(), kernel="NUTS", **SETTINGS)
+    assert np.array_equal(idata["posterior"]["z"].values, plain["posterior"]["z"].values)
+
+
+def test_an_error_of_the_potential_is_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
+
+    def failing(z):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        value_and_grad(CompiledPotential(failing), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"kernel": pyro.infer.NUTS}, {"kernel": "HMC", "tempering": 3}]
+)
+def test_refused_where_it_has_no_effect(settings):
+    with pytest.raises(ValueError, match="compile: expected False with a kernel of Pyro's or"):
+        pg.sample(small_gebm(), compile=True, **settings)
+
+
+def test_refused_for_a_pyro_model():
+    def model():
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="compile: expected False with a Pyro model"):
+        pg.sample(model, compile=True)
