@@ -99,10 +99,10 @@ class CapturedPotential(Differentiated):
 class CompiledPotential(Differentiated):
     """A potential whose value and gradient ``torch.compile`` makes into one function.
 
-    Pays on a CPU where the networks are small and the run is long: compiling takes some ten
-    seconds for each number of chains, and a C++ compiler. NUTS compiles its own part of a step with
-    it. Results differ from those without in the last digits, and so do the draws. Where compiling
-    fails, all goes on without it, with a warning.
+    Pays on a CPU where the networks are small and the run is long: compiling takes five to
+    thirty seconds for each number of chains, and a C++ compiler. NUTS compiles its own part of a
+    step with it. Results differ from those without in the last digits, and so do the draws. Where
+    compiling fails, all goes on without it, with a warning.
 
     Args:
         potential_fn: (C, D) -> (C,).
