@@ -139,7 +139,7 @@ def _in_one(potential_fn: PotentialFn) -> Callable[[Tensor], tuple[Tensor, Tenso
             return energy.sum(), energy
 
         gradient, (_, energy) = torch.func.grad_and_value(summed, has_aux=True)(z)
-        return energy, gradient
+        return energy.detach(), gradient.detach()
 
     # Of a piece of code torch keeps a few compiled forms only: every potential has its own.
     found, code = value_and_gradient, value_and_gradient.__code__.replace()

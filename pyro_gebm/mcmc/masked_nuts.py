@@ -98,10 +98,11 @@ class Grower:
         self._fill(tuning, noise)
         still = tuning._replace(inverse_mass_matrix=self._inverse_mass)
         trial = Tree(*(field.clone() for field in self._tree))
-        recorded = record(
-            lambda: grow_masked_(plain, self._tree, still, self._noise),
-            rehearsal=lambda: grow_masked_(plain, trial, still, self._noise),
-        )
+        with torch.cuda.device(trial.edge.device):
+            recorded = record(
+                lambda: grow_masked_(plain, self._tree, still, self._noise),
+                rehearsal=lambda: grow_masked_(plain, trial, still, self._noise),
+            )
         self._recordable = False
         if recorded is not None:
             self._graph = recorded[0]
