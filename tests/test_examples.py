@@ -60,3 +60,12 @@ def test_images_has_a_row_per_kernel(tmp_path: Path) -> None:
     rows = rows_of("images", tmp_path)
     assert [row[0] for row in rows[:2]] == ["samples", "base"]
     assert len(rows) == 9
+
+
+@pytest.mark.skipif("PYRO_GEBM_DATA" not in os.environ, reason="needs MNIST in PYRO_GEBM_DATA")
+def test_stacked_images_count_the_modes_of_base_and_model(tmp_path: Path) -> None:
+    rows = rows_of("images", tmp_path, "--stacked")
+    assert [row[0] for row in rows] == ["seed 0", "base", "HMC"]
+    # 64 images have as many modes at most, and log(1000 / 64) nats is as close as they come.
+    assert all(1 <= int(row[1]) <= 64 and float(row[2]) > 2.7 for row in rows[1:])
+    assert (tmp_path / "stacked-mnist-cpu-0.png").exists()
