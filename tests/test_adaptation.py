@@ -263,6 +263,20 @@ def test_flat_potential_keeps_a_finite_tuning(kernel):
     assert torch.isfinite(draws.z).all()
 
 
+def test_chains_that_have_not_left_their_one_start_tell_no_scale():
+    def almost_equal(z):
+        # Gradients of equal rows that differ by rounding, as those of a matrix product do.
+        return normal(z) + (1e-17 * torch.arange(len(z)) * z.sum(-1))
+
+    # All chains refuse such a step, though none is certain to, in a window of one transition.
+    for seed in range(10):
+        start = torch.zeros(6, 3, dtype=torch.float64)
+        settings = {"start": start, "num_samples": 2, "warmup_steps": 10, "seed": seed}
+        draws = sampled(HMC(step_size=2.7), almost_equal, **settings)
+        assert (draws.tuning.inverse_mass_matrix > 0).all()
+        assert draws.tuning.step_size.isfinite().all()
+
+
 def test_what_is_not_adapted_stays():
     fixed_step = sampled(HMC(step_size=0.05, adapt_step_size=False, max_num_steps=10))
     assert (fixed_step.tuning.step_size == 0.05).all()

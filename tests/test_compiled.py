@@ -12,7 +12,7 @@ from helpers import quiet_sample, small_gebm
 from torch import nn
 
 import pyro_gebm as pg
-from pyro_gebm.mcmc import NUTS, CompiledPotential, Tuning, run
+from pyro_gebm.mcmc import NUTS, CompiledPotential, Tuning, masked_nuts, run
 from pyro_gebm.mcmc.gradients import value_and_grad
 
 needs_compiler = pytest.mark.skipif(
@@ -69,10 +69,8 @@ def test_a_gebm_is_sampled_from_what_was_compiled(kernel, monkeypatch):
         warnings.filterwarnings("error", message="torch.compile failed")
         idata = quiet_sample(small_gebm().double(), kernel=kernel, compile=True, **SETTINGS)
     halves = ["_drift", "_settle_"] if kernel == "NUTS" else []
-    # Trees are compiled in warm-up and in the draws.
-    assert sorted(set(made)) == sorted(["value_and_gradient", *halves]) and len(
-        made
-    ) == 1 + 2 * len(halves)
+    # Once, for warm-up and draws together.
+    assert sorted(made) == sorted(["value_and_gradient", *halves])
     steps = idata["sample_stats"]["n_steps"].values
     assert called.count("value_and_gradient") >= steps.sum(1).max() > 0
     plain = quiet_sample(small_gebm().double(), kernel=kernel, **SETTINGS)
@@ -98,11 +96,67 @@ def test_the_twentieth_potential_is_compiled_like_the_first(monkeypatch):
     assert len(graphs) == 20
 
 
+def eager(monkeypatch):
+    """The names of what is compiled from now on, traced without the C++."""
+    real, made = torch.compile, []
+
+    def traced(function, **settings):
+        made.append(function.__name__)
+        return real(function, backend="eager", **settings)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    return made
+
+
+def test_the_ninth_run_compiles_its_trees_like_the_first(monkeypatch):
+    real, graphs = torch.compile, []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend=count))
+    for chains in range(2, 12):
+        z, before = torch.zeros(chains, 4, dtype=torch.float64), len(graphs)
+        start = Tuning(torch.full((chains,), 0.3).double(), torch.ones(4).double())
+        potential_fn = CompiledPotential(potential())
+        run(NUTS(max_tree_depth=2), potential_fn, z, num_samples=2, warmup_steps=0, tuning=start)
+        assert len(graphs) == before + 3
+
+
+def test_in_chunks_the_potential_alone_is_compiled(monkeypatch):
+    made = eager(monkeypatch)
+    z = torch.zeros(6, 4, dtype=torch.float64)
+    found = [
+        quiet_sample(potential(), kernel="NUTS", initial_params=z, **SETTINGS, **more)
+        for more in ({"compile": True, "chunk_size": 3}, {})
+    ]
+    assert made == ["value_and_gradient"]
+    one, other = (idata["posterior"]["z"].values for idata in found)
+    assert np.abs(one - other)[:, :2].max() < 1e-6
+
+
+def test_ones_own_compiled_potential_is_compiled_once_and_at_any_beta(monkeypatch):
+    made = eager(monkeypatch)
+    z = torch.zeros(6, 4, dtype=torch.float64)
+    mine = CompiledPotential(potential())
+    settings = {"kernel": "HMC", "initial_params": z, **SETTINGS}
+    for compiling in (False, True):
+        quiet_sample(mine, compile=compiling, **settings)
+    assert made == ["value_and_gradient"]
+    warm = quiet_sample(mine, beta=0.5, **settings)
+    assert made == ["value_and_gradient"] * 2
+    plain = quiet_sample(potential(), beta=0.5, **settings)
+    one, other = (idata["posterior"]["z"].values for idata in (warm, plain))
+    assert np.abs(one - other)[:, :2].max() < 1e-6
+
+
 def test_without_torch_compile_sampling_goes_on_and_says_so_once(monkeypatch):
     def refuses(function, **settings):
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", refuses)
+    monkeypatch.setattr(masked_nuts, "_settle_", None)  # by rows again, which is faster
     with pytest.warns(UserWarning, match=r"compile failed \(RuntimeError\); sampling") as caught:
         idata = pg.sample(small_gebm(), kernel="NUTS", compile=True, progress=False, **SETTINGS)
     assert len([w for w in caught if "torch.compile failed" in str(w.message)]) == 1
@@ -125,7 +179,7 @@ def test_an_error_of_the_potential_is_its_own(monkeypatch):
     "settings", [{"kernel": pyro.infer.NUTS}, {"kernel": "HMC", "tempering": 3}]
 )
 def test_refused_where_it_has_no_effect(settings):
-    with pytest.raises(ValueError, match="compile: expected False with a kernel of Pyro's or"):
+    with pytest.raises(ValueError, match="compile: expected False with a kernel of Pyro's, and"):
         pg.sample(small_gebm(), compile=True, **settings)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import pyro_gebm as pg
 from pyro_gebm.data import ImageLoader, sample_toy
-from pyro_gebm.mcmc import NUTS, CapturedPotential, Tuning, run
+from pyro_gebm.mcmc import NUTS, CapturedPotential, Tuning, masked_nuts, run
 from pyro_gebm.mcmc.gradients import FIRST_CALLS, value_and_grad
 from pyro_gebm.mcmc.random import GPU_BLOCK, Streams, normal
 from pyro_gebm.nets import MLPEnergy, MLPGenerator
@@ -123,31 +123,47 @@ def free_run(potential_fn, **settings):
     return run(kernel, potential_fn, z, **{"num_samples": 30, "warmup_steps": 30} | settings)
 
 
-def test_recorded_trees_are_the_trees_grown_by_rows():
+@pytest.fixture
+def recordings(monkeypatch):
+    """What came of each try to record trees."""
+    honest, found = masked_nuts.record, []
+
+    def spied(*args, **settings):
+        found.append(honest(*args, **settings))
+        return found[-1]
+
+    monkeypatch.setattr(masked_nuts, "record", spied)
+    return found
+
+
+def test_recorded_trees_are_the_trees_grown_by_rows(recordings):
     plain = deep_potential()
     by_rows, recorded = free_run(plain), free_run(CapturedPotential(plain))
+    assert len(recordings) == 2 and None not in recordings  # of warm-up and draws
     assert torch.equal(recorded.z, by_rows.z)
     assert torch.equal(recorded.info.num_steps, by_rows.info.num_steps)
     assert recorded.info.tree_depth.max() == 4
 
 
-def test_trees_with_a_wall_are_recorded_too():
+def test_trees_with_a_wall_are_recorded_too(recordings):
     def walled(z):
         return torch.where(z[:, 0] < 1, 0.5 * (z**2).sum(-1), torch.inf)
 
     start = {"tuning": Tuning(torch.full((100,), 0.7).cuda(), torch.ones(8).cuda())}
     runs = [free_run(f, warmup_steps=0, **start) for f in (walled, CapturedPotential(walled))]
     assert runs[0].info.diverging.any()
+    assert len(recordings) == 1 and None not in recordings
     for one, other in zip(*(r.info for r in runs), strict=True):
         assert one is None or torch.equal(one, other)
 
 
-def test_trees_of_a_curious_potential_are_grown_by_rows():
+def test_trees_of_a_curious_potential_are_grown_by_rows(recordings):
     def curious(z):
         assert float(z.detach().abs().max()) < 1e6
         return 0.5 * (z**2).sum(-1)
 
     runs = [free_run(potential) for potential in (curious, CapturedPotential(curious))]
+    assert recordings == [None, None]
     assert torch.equal(runs[0].z, runs[1].z)
 
 

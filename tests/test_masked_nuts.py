@@ -11,7 +11,7 @@ from pyro_gebm.mcmc.kernel import evaluate
 from pyro_gebm.mcmc.masked_nuts import Grower, grow_masked_
 from pyro_gebm.mcmc.nuts import grow_, harvest, plant_, tree_noise
 from pyro_gebm.mcmc.random import normal, uniform
-from pyro_gebm.mcmc.tree import new_trees
+from pyro_gebm.mcmc.tree import checkpoint_table, new_trees
 
 CHAINS, DIM, DEPTH = 40, 3, 4
 
@@ -43,7 +43,7 @@ def grow_both(grow, dtype=torch.float64, steps=150, per_chain=False):
         noise = tree_noise(tree.numbers[:, 0], generator)
         momentum = normal(tree.edge[:, :DIM], generator)
         grow_(walled, tree, tuning, noise)
-        grow(walled, other, tuning, noise)
+        grow(walled, other, tuning, noise, checkpoint_table(DEPTH, noise.device))
         if not same(tree, other):
             return False
         rows = tree.done.nonzero()[:, 0]
@@ -103,7 +103,8 @@ def test_each_planted_bug_is_seen(what):
     assert not grow_both(room["grow_masked_"])
 
 
-def test_without_a_cuda_device_trees_are_grown_by_rows():
+def test_without_a_cuda_device_trees_are_grown_by_rows(monkeypatch):
+    monkeypatch.setattr(masked, "grow_masked_", None)
     (tree, tuning), (other, _) = (planted(torch.float64, False) for _ in range(2))
     grow = Grower(CapturedPotential(walled), other)
     generator = torch.Generator().manual_seed(1)

@@ -250,7 +250,8 @@ def close_window(
         before = old[None] if old.ndim == 1 else old[:: len(old) // groups]
         variance = estimate_variance(moments, adaptation.gradients, before)
         variance = variance[0] if old.ndim == 1 else _spread(variance, old)
-        variance = torch.where(variance.isfinite(), variance, old)
+        # Zero or not a number where all chains still stand at one start.
+        variance = torch.where(variance.isfinite() & (variance > 0), variance, old)
         # The new scale changes what a step means: keep ε in units of the narrowest direction.
         ratio = (old / variance).amax(-1).sqrt()
         step_size = tuning.step_size * (ratio if kernel.adapt_step_size else 1.0)

@@ -4,13 +4,12 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType
 from typing import Any, NamedTuple, TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor
 
-from pyro_gebm._compiler import Compiler
+from pyro_gebm._compiler import Compiler, with_own_code
 from pyro_gebm._types import PotentialFn
 
 FIRST_CALLS = 3
@@ -99,10 +98,10 @@ class CapturedPotential(Differentiated):
 class CompiledPotential(Differentiated):
     """A potential whose value and gradient ``torch.compile`` makes into one function.
 
-    Pays on a CPU where the networks are small and the run is long: compiling takes five to
-    thirty seconds for each number of chains, and a C++ compiler. NUTS compiles its own part of a
-    step with it. Results differ from those without in the last digits, and so do the draws. Where
-    compiling fails, all goes on without it, with a warning.
+    Pays on a CPU where the networks are small and the run is long: compiling takes some six to
+    thirty seconds for each number of chains (of which eight are compiled), and a C++ compiler.
+    NUTS has the rest of its step compiled, too. Results differ from those without in the last
+    digits, and so do the draws. Where compiling fails, all goes on without it, with a warning.
 
     Args:
         potential_fn: (C, D) -> (C,).
@@ -116,9 +115,11 @@ class CompiledPotential(Differentiated):
     def __init__(self, potential_fn: PotentialFn) -> None:
         self.potential_fn = potential_fn
         self.compiler = Compiler(True, "sampling", dynamic=False)
+        """What else goes into a step is compiled by it, too."""
         self._value_and_grad = self.compiler.compiled(
             _in_one(potential_fn), otherwise=partial(_differentiate, potential_fn)
         )
+        self._companions: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def __call__(self, z: Tensor) -> Tensor:
         """The potential itself, (C, D) -> (C,)."""
@@ -128,6 +129,12 @@ class CompiledPotential(Differentiated):
         """U and ∇U at ``z`` (C, D): (C,) and (C, D)."""
         found: tuple[Tensor, Tensor] = self._value_and_grad(z.detach())
         return found
+
+    def companion(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Another function of a step, compiled once for all runs of this potential."""
+        if function not in self._companions:
+            self._companions[function] = self.compiler.compiled(with_own_code(function))
+        return self._companions[function]
 
 
 def _in_one(potential_fn: PotentialFn) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -141,9 +148,7 @@ def _in_one(potential_fn: PotentialFn) -> Callable[[Tensor], tuple[Tensor, Tenso
         gradient, (_, energy) = torch.func.grad_and_value(summed, has_aux=True)(z)
         return energy.detach(), gradient.detach()
 
-    # Of a piece of code torch keeps a few compiled forms only: every potential has its own.
-    found, code = value_and_gradient, value_and_gradient.__code__.replace()
-    return FunctionType(code, found.__globals__, found.__name__, None, found.__closure__)
+    return with_own_code(value_and_gradient)
 
 
 def value_and_grad(potential_fn: PotentialFn, z: Tensor) -> tuple[Tensor, Tensor]:

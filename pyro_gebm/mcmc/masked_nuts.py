@@ -57,8 +57,8 @@ class Grower:
     Args:
         potential_fn: (C, D) -> (C,). With ``CompiledPotential`` what a step does beside the
             gradient is compiled, too. With ``CapturedPotential`` on a CUDA device all of a step is
-            recorded after a few calls and replayed from then on. With any other, or where that
-            fails, ``grow_`` does it.
+            recorded after a few calls and replayed from then on. With any other, and where
+            either fails, ``grow_`` does it.
         tree: the trees, which keep their place in memory.
     """
 
@@ -69,10 +69,8 @@ class Grower:
         self._noise = tree.numbers.new_empty(4, len(tree.numbers))
         self._inverse_mass = torch.empty_like(momentum_of(tree.edge))
         self._recordable = tree.edge.is_cuda and isinstance(potential_fn, CapturedPotential)
-        self._halves: Halves | None = None
-        if isinstance(potential_fn, CompiledPotential):
-            compiled = potential_fn.compiler.compiled
-            self._halves = Halves(compiled(_drift), compiled(_settle_))
+        # Held here, where a graph reads it: the cache that it comes from forgets.
+        self._slots = checkpoint_table(tree.num_slots, tree.edge.device)
 
     def __call__(self, tuning: Tuning, noise: Tensor) -> None:
         """What ``grow_`` does with the same arguments."""
@@ -80,13 +78,15 @@ class Grower:
             self._calls += 1
             if self._calls > FIRST_CALLS:
                 self._record(tuning, noise)
+        potential_fn = self._potential_fn
         if self._graph is not None:
             self._fill(tuning, noise)
             self._graph.replay()
-        elif self._halves is not None:
-            grow_masked_(self._potential_fn, self._tree, tuning, noise, self._halves)
+        elif isinstance(potential_fn, CompiledPotential) and potential_fn.compiler.works:
+            halves = Halves(potential_fn.companion(_drift), potential_fn.companion(_settle_))
+            grow_masked_(potential_fn, self._tree, tuning, noise, self._slots, halves)
         else:
-            grow_(self._potential_fn, self._tree, tuning, noise)
+            grow_(potential_fn, self._tree, tuning, noise)
 
     def _fill(self, tuning: Tuning, noise: Tensor) -> None:
         self._noise.copy_(noise)
@@ -100,8 +100,8 @@ class Grower:
         trial = Tree(*(field.clone() for field in self._tree))
         with torch.cuda.device(trial.edge.device):
             recorded = record(
-                lambda: grow_masked_(plain, self._tree, still, self._noise),
-                rehearsal=lambda: grow_masked_(plain, trial, still, self._noise),
+                lambda: grow_masked_(plain, self._tree, still, self._noise, self._slots),
+                rehearsal=lambda: grow_masked_(plain, trial, still, self._noise, self._slots),
             )
         self._recordable = False
         if recorded is not None:
@@ -113,13 +113,22 @@ def grow_masked_(
     tree: Tree,
     tuning: Tuning,
     noise: Tensor,
+    slots: tuple[Tensor, Tensor],
     halves: Halves | None = None,
 ) -> None:
-    """What ``grow_`` does with the same arguments; ``halves``: compiled ones of this module's."""
+    """What ``grow_`` does with the same arguments.
+
+    Args:
+        potential_fn: as in ``grow_``.
+        tree: as in ``grow_``.
+        tuning: as in ``grow_``.
+        noise: as in ``grow_``.
+        slots: of ``checkpoint_table``.
+        halves: compiled ones of this module's.
+    """
     halves = halves or Halves(_drift, _settle_)
     z, half, scale = halves.drift(tree, tuning.inverse_mass_matrix)
     state = evaluate(potential_fn, z)
-    slots = checkpoint_table(tree.num_slots, z.device)
     halves.settle_(tree, state, half, scale, noise, slots)
 
 

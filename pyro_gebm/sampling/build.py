@@ -54,7 +54,7 @@ def build_target(
 
 
 def compiled(target: Target, device: torch.device) -> Target:
-    """The target with its potential compiled, but for a CUDA device.
+    """The target with its potential compiled; on a CUDA device, recorded.
 
     Raises:
         ValueError: it is that of a Pyro model.
@@ -63,13 +63,14 @@ def compiled(target: Target, device: torch.device) -> Target:
     if isinstance(potential_fn, Recorded):
         raise ValueError(
             "compile: expected False with a Pyro model, whose potential is written down after its "
-            "first calls in any case; got True"
+            "first calls in any case; got True; leave it out"
         )
-    if device.type == "cuda":
+    wanted = CapturedPotential if device.type == "cuda" else CompiledPotential
+    if isinstance(potential_fn, wanted):
         return target
-    if isinstance(potential_fn, CapturedPotential):
+    if isinstance(potential_fn, CapturedPotential | CompiledPotential):
         potential_fn = potential_fn.potential_fn
-    return target._replace(potential_fn=CompiledPotential(potential_fn))
+    return target._replace(potential_fn=wanted(potential_fn))
 
 
 def in_chunks(target: Target, chunk_size: int | None) -> Target:

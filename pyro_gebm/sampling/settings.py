@@ -127,8 +127,8 @@ def _check_optional(
 def _check_compiled(kernel: Kernel | PyroKernel, tempering: TemperingChoice) -> None:
     if is_pyro_kernel(kernel) or tempering is not None:
         raise ValueError(
-            "compile: expected False with a kernel of Pyro's or with tempering, which evaluate the "
-            "potential in parts; got True"
+            "compile: expected False with a kernel of Pyro's, and with tempering, which evaluate "
+            "the potential in parts; got True; leave it out"
         )
 
 

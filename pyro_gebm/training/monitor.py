@@ -59,7 +59,8 @@ def evaluate(gebm: GEBM, held_out: Tensor, num_samples: int, procs: Processes) -
         energy = base_energies(gebm, num_samples)
         parts = torch.split(held_out, CHUNK)
         real = torch.cat([gebm.evaluate_energy(part.to(like)) for part in parts])
-    _warn_if_flat(torch.cat([real, energy]))
+    if procs.rank == 0:
+        _warn_if_flat(torch.cat([real, energy]))
     log_z = log_partition_estimate(energy)
     figures = [
         kale_bound(real, energy, like),
@@ -75,8 +76,9 @@ def _warn_if_flat(energies: Tensor) -> None:
     low, high = energies.aminmax()
     if high - low < FLAT:
         warnings.warn(
-            f"the energy is {low:.4g} nats on all data and base samples: it has no gradient left; "
-            "start again with a lower energy_lr or a larger gradient_penalty",
+            f"the energy is {low:.4g} nats on all data and base samples; if it was not so from the "
+            "start, it is at a floor, without a gradient: train anew with a lower energy_lr or a "
+            "larger gradient_penalty",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -40,6 +40,7 @@ def prepare(target: Target, job: Job) -> Prepared:
     # A bare potential is what the other libraries get.
     model: Any = counted if plain else target.gebm(counted)
     if "compiled" in extras:  # once for all rounds, as the JAX libraries do
+        assert plain, f"{job.kernel}: compiled is for a potential alone"
         model = CompiledPotential(target.torch_potential())
 
     def run(seed: int, **more: Any) -> Run:
