@@ -1,5 +1,6 @@
 """What the example on images shares with itself: a classifier, scores in its features, grids."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from pyro_gebm.metrics import (
     occupancy_distance,
     precision_recall,
 )
+from pyro_gebm.nets import NetworkSpec
 from pyro_gebm.objectives import importance_ess
+from pyro_gebm.presets import Preset
 
 CLASSES = 10
 
@@ -66,6 +69,23 @@ class Scores:
             "occupancy": occupancy.tolist(),
             "occupancy_error": occupancy_distance(occupancy, self.shares),
         }
+
+
+def stacked(images: ImageSet, seed: int) -> ImageSet:
+    """Three random digits as channels; the label is the number that they spell."""
+    source = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(images.pixels), (len(images.pixels), 3), generator=source)
+    digits = images.labels[rows]
+    return ImageSet(images.pixels[rows, 0], digits @ torch.tensor([100, 10, 1]))
+
+
+def stacked_preset(preset: Preset) -> Preset:
+    """The same networks on three channels."""
+    specs = [
+        NetworkSpec(spec.name, {**spec.options, "data_shape": [3, 28, 28]})
+        for spec in (preset.generator, preset.energy)
+    ]
+    return replace(preset, name="stacked-mnist-cpu", generator=specs[0], energy=specs[1])
 
 
 def modes(judge: Classifier, x: Tensor) -> dict:

@@ -23,7 +23,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from _images import CLASSES, Scores, modes, picture, push, resampled
+from _images import (
+    CLASSES,
+    Scores,
+    modes,
+    picture,
+    push,
+    resampled,
+    stacked,
+    stacked_preset,
+)
 from torch import Tensor
 
 import pyro_gebm as pg
@@ -32,7 +41,6 @@ from pyro_gebm.data.image_sets import load_image_set
 from pyro_gebm.data.images import ImageLoader, scale_pixels
 from pyro_gebm.inference_data import worst_rhat
 from pyro_gebm.metrics import Classifier, train_classifier
-from pyro_gebm.nets import NetworkSpec
 from pyro_gebm.presets import PRESETS, Preset, load_preset
 
 KERNELS = {
@@ -155,23 +163,6 @@ def evaluate(gebm: pg.GEBM, scores: Scores, seed: int, budget: Budget, keep) -> 
 
 
 # %%
-def stacked(images: ImageSet, seed: int) -> ImageSet:
-    """Three random digits as channels; the label is the number that they spell."""
-    source = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(images.pixels), (len(images.pixels), 3), generator=source)
-    digits = images.labels[rows]
-    return ImageSet(images.pixels[rows, 0], digits @ torch.tensor([100, 10, 1]))
-
-
-def stacked_preset(preset: Preset) -> Preset:
-    """The same networks on three channels."""
-    specs = [
-        NetworkSpec(spec.name, {**spec.options, "data_shape": [3, 28, 28]})
-        for spec in (preset.generator, preset.energy)
-    ]
-    return replace(preset, name="stacked-mnist-cpu", generator=specs[0], energy=specs[1])
-
-
 def run_stacked(
     preset: Preset, judge: Classifier, images: ImageSet, seed: int, run: argparse.Namespace
 ):
