@@ -23,6 +23,7 @@ from pyro_gebm.objectives import importance_ess
 from pyro_gebm.presets import Preset
 
 CLASSES = 10
+PLACES = torch.tensor([100, 10, 1])  # of three digits in a number
 
 
 @torch.no_grad()
@@ -76,7 +77,7 @@ def stacked(images: ImageSet, seed: int) -> ImageSet:
     source = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(images.pixels), (len(images.pixels), 3), generator=source)
     digits = images.labels[rows]
-    return ImageSet(images.pixels[rows, 0], digits @ torch.tensor([100, 10, 1]))
+    return ImageSet(images.pixels[rows, 0], digits @ PLACES)
 
 
 def stacked_preset(preset: Preset) -> Preset:
@@ -91,7 +92,7 @@ def stacked_preset(preset: Preset) -> Preset:
 def modes(judge: Classifier, x: Tensor) -> dict:
     """Modes recovered, and KL(found || uniform) in nats."""
     digits = torch.stack([judge.predict(x[:, [channel]]) for channel in range(3)], 1)
-    counts = torch.bincount(digits @ torch.tensor([100, 10, 1]), minlength=1000).double()
+    counts = torch.bincount(digits @ PLACES, minlength=1000).double()
     shares = counts[counts > 0] / counts.sum()
     return {"modes": int((counts > 0).sum()), "kl": float((shares * (1000 * shares).log()).sum())}
 

@@ -29,6 +29,38 @@ def potential(dtype=torch.float64):
     return lambda z: net(z)[:, 0] + 0.5 * z.square().sum(-1)
 
 
+@pytest.fixture
+def traced(monkeypatch):
+    """The names of what is compiled, without the C++, and of what of it is called, each time."""
+    real, made, called = torch.compile, [], []
+
+    def compile_eagerly(function, **settings):
+        fast = real(function, backend="eager", **settings)
+        made.append(function.__name__)
+
+        def run(*inputs):
+            called.append(function.__name__)
+            return fast(*inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    return made, called
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What torch compiles: a graph for each form of a piece of code."""
+    real, found = torch.compile, []
+
+    def count(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend=count))
+    return found
+
+
 @needs_compiler
 def test_values_gradients_and_trees_are_those_that_are_not_compiled():
     plain = potential()
@@ -51,20 +83,8 @@ def test_values_gradients_and_trees_are_those_that_are_not_compiled():
 
 
 @pytest.mark.parametrize("kernel", ["NUTS", "HMC"])
-def test_a_gebm_is_sampled_from_what_was_compiled(kernel, monkeypatch):
-    real, made, called = torch.compile, [], []
-
-    def traced(function, **settings):
-        fast = real(function, backend="eager", **settings)  # traced, without the C++
-        made.append(function.__name__)
-
-        def run(*inputs):
-            called.append(function.__name__)
-            return fast(*inputs)
-
-        return run
-
-    monkeypatch.setattr(torch, "compile", traced)
+def test_a_gebm_is_sampled_from_what_was_compiled(kernel, traced):
+    made, called = traced
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="torch.compile failed")
         idata = quiet_sample(small_gebm().double(), kernel=kernel, compile=True, **SETTINGS)
@@ -80,15 +100,8 @@ def test_a_gebm_is_sampled_from_what_was_compiled(kernel, monkeypatch):
     assert np.array_equal(again["posterior"]["z"].values, one)
 
 
-def test_the_twentieth_potential_is_compiled_like_the_first(monkeypatch):
+def test_the_twentieth_potential_is_compiled_like_the_first(graphs):
     # Of one piece of code torch keeps eight compiled forms, and runs the ninth as it is.
-    real, graphs = torch.compile, []
-
-    def count(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend=count))
     for i in range(20):
         z = torch.full((1, 2), 1.0 + i)
         value, gradient = value_and_grad(CompiledPotential(lambda z, i=i: (i * z).sum(-1)), z)
@@ -96,26 +109,7 @@ def test_the_twentieth_potential_is_compiled_like_the_first(monkeypatch):
     assert len(graphs) == 20
 
 
-def eager(monkeypatch):
-    """The names of what is compiled from now on, traced without the C++."""
-    real, made = torch.compile, []
-
-    def traced(function, **settings):
-        made.append(function.__name__)
-        return real(function, backend="eager", **settings)
-
-    monkeypatch.setattr(torch, "compile", traced)
-    return made
-
-
-def test_the_ninth_run_compiles_its_trees_like_the_first(monkeypatch):
-    real, graphs = torch.compile, []
-
-    def count(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend=count))
+def test_the_ninth_run_compiles_its_trees_like_the_first(graphs):
     for chains in range(2, 12):
         z, before = torch.zeros(chains, 4, dtype=torch.float64), len(graphs)
         start = Tuning(torch.full((chains,), 0.3).double(), torch.ones(4).double())
@@ -124,8 +118,8 @@ def test_the_ninth_run_compiles_its_trees_like_the_first(monkeypatch):
         assert len(graphs) == before + 3
 
 
-def test_in_chunks_the_potential_alone_is_compiled(monkeypatch):
-    made = eager(monkeypatch)
+def test_in_chunks_the_potential_alone_is_compiled(traced):
+    made, _ = traced
     z = torch.zeros(6, 4, dtype=torch.float64)
     found = [
         quiet_sample(potential(), kernel="NUTS", initial_params=z, **SETTINGS, **more)
@@ -136,8 +130,8 @@ def test_in_chunks_the_potential_alone_is_compiled(monkeypatch):
     assert np.abs(one - other)[:, :2].max() < 1e-6
 
 
-def test_ones_own_compiled_potential_is_compiled_once_and_at_any_beta(monkeypatch):
-    made = eager(monkeypatch)
+def test_ones_own_compiled_potential_is_compiled_once_and_at_any_beta(traced):
+    made, _ = traced
     z = torch.zeros(6, 4, dtype=torch.float64)
     mine = CompiledPotential(potential())
     settings = {"kernel": "HMC", "initial_params": z, **SETTINGS}

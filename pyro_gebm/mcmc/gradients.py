@@ -43,8 +43,23 @@ class Differentiated(ABC):
         """U and ∇U at ``z`` (C, D), detached: (C,) and (C, D)."""
 
 
+class Wrapped(Differentiated):
+    """Another potential, whose values are as they were.
+
+    Args:
+        potential_fn: (C, D) -> (C,).
+    """
+
+    def __init__(self, potential_fn: PotentialFn) -> None:
+        self.potential_fn = potential_fn
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """The potential itself, (C, D) -> (C,)."""
+        return self.potential_fn(z)
+
+
 @final
-class CapturedPotential(Differentiated):
+class CapturedPotential(Wrapped):
     """A potential whose value and gradient are recorded on the GPU once and then replayed.
 
     The networks of a GEBM are small for a GPU: launching their operations one by one from
@@ -66,13 +81,9 @@ class CapturedPotential(Differentiated):
     """
 
     def __init__(self, potential_fn: PotentialFn) -> None:
-        self.potential_fn = potential_fn
+        super().__init__(potential_fn)
         self._calls: dict[_Kind, int] = {}
         self._recordings: dict[_Kind, _Recording | None] = {}
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """The potential itself, (C, D) -> (C,)."""
-        return self.potential_fn(z)
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """U and ∇U at ``z`` (C, D): (C,) and (C, D)."""
@@ -95,7 +106,7 @@ class CapturedPotential(Differentiated):
 
 
 @final
-class CompiledPotential(Differentiated):
+class CompiledPotential(Wrapped):
     """A potential whose value and gradient ``torch.compile`` makes into one function.
 
     Pays on a CPU where the networks are small and the run is long: compiling takes some six to
@@ -113,17 +124,13 @@ class CompiledPotential(Differentiated):
     """
 
     def __init__(self, potential_fn: PotentialFn) -> None:
-        self.potential_fn = potential_fn
+        super().__init__(potential_fn)
         self.compiler = Compiler(True, "sampling", dynamic=False)
         """What else goes into a step is compiled by it, too."""
         self._value_and_grad = self.compiler.compiled(
             _in_one(potential_fn), otherwise=partial(_differentiate, potential_fn)
         )
         self._companions: dict[Callable[..., Any], Callable[..., Any]] = {}
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """The potential itself, (C, D) -> (C,)."""
-        return self.potential_fn(z)
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """U and ∇U at ``z`` (C, D): (C,) and (C, D)."""

@@ -118,13 +118,7 @@ def grow_masked_(
 ) -> None:
     """What ``grow_`` does with the same arguments.
 
-    Args:
-        potential_fn: as in ``grow_``.
-        tree: as in ``grow_``.
-        tuning: as in ``grow_``.
-        noise: as in ``grow_``.
-        slots: of ``checkpoint_table``.
-        halves: compiled ones of this module's.
+    ``slots`` are of ``checkpoint_table``, ``halves`` compiled ones of this module's.
     """
     halves = halves or Halves(_drift, _settle_)
     z, half, scale = halves.drift(tree, tuning.inverse_mass_matrix)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.gradients import CapturedPotential, CompiledPotential
+from pyro_gebm.mcmc.gradients import CapturedPotential, CompiledPotential, Wrapped
 from pyro_gebm.mcmc.kernel import evaluate
 from pyro_gebm.mcmc.random import seed_global
 from pyro_gebm.model import GEBM
@@ -68,7 +68,7 @@ def compiled(target: Target, device: torch.device) -> Target:
     wanted = CapturedPotential if device.type == "cuda" else CompiledPotential
     if isinstance(potential_fn, wanted):
         return target
-    if isinstance(potential_fn, CapturedPotential | CompiledPotential):
+    if isinstance(potential_fn, Wrapped):
         potential_fn = potential_fn.potential_fn
     return target._replace(potential_fn=wanted(potential_fn))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.gradients import CapturedPotential, CompiledPotential
+from pyro_gebm.mcmc.gradients import CapturedPotential, Wrapped
 from pyro_gebm.mcmc.reference import Reference
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling.push import push_forward
@@ -87,11 +87,10 @@ def potential_target(potential_fn: PotentialFn, beta: float) -> Target:
     def scaled(z: Tensor) -> Tensor:
         return beta * potential_fn(z)
 
-    target_fn: PotentialFn = potential_fn if beta == 1 else scaled
-    if beta != 1 and isinstance(potential_fn, CapturedPotential | CompiledPotential):
-        target_fn = type(potential_fn)(scaled)
+    again = type(potential_fn) if isinstance(potential_fn, Wrapped) else None
+    at_beta = again(scaled) if again else scaled
     return Target(
-        potential_fn=target_fn,
+        potential_fn=potential_fn if beta == 1 else at_beta,
         to_sites=lambda u: {"z": u},
         from_sites=lambda sites: sites["z"],
         shapes={"z": None},

@@ -58,10 +58,11 @@ def prepare(target: Target, job: Job) -> Prepared:
             )
         return _read(idata, spent, None if plain else counted.positions)
 
-    with watch() as spent:
-        if "compiled" in extras:
-            run(0, num_samples=5, warmup_steps=5)
-    return Prepared(run, spent.wall if "compiled" in extras else 0.0)
+    if "compiled" not in extras:
+        return Prepared(run, 0.0)
+    with watch() as compiling:
+        run(0, num_samples=5, warmup_steps=5)
+    return Prepared(run, compiling.wall)
 
 
 def _read(idata: Any, spent: Watch, evaluations: int | None) -> Run:
