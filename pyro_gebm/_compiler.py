@@ -1,11 +1,11 @@
-"""``torch.compile`` with a way back."""
+"""``torch.compile`` and what is beneath it, with a way back."""
 
 import warnings
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any, TypeVar, final
 
 import torch
+from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -17,13 +17,12 @@ class Compiler:
     Args:
         wanted: compile at all.
         what: what goes on without it, for the warning.
-        dynamic: of ``torch.compile``.
     """
 
-    def __init__(self, wanted: bool, what: str, dynamic: bool | None = None) -> None:
+    def __init__(self, wanted: bool, what: str) -> None:
         self.works = wanted
         """Functions are compiled, as far as is known."""
-        self._what, self._dynamic = what, dynamic
+        self._what = what
 
     def compiled(self, function: F, otherwise: F | None = None) -> F:
         """The function, compiled at its first call.
@@ -43,28 +42,68 @@ class Compiler:
                 return plain(*inputs)
             try:
                 if not fast:
-                    fast.append(torch.compile(function, dynamic=self._dynamic))
+                    fast.append(torch.compile(function))
                 return fast[0](*inputs)
             except Exception as error:
                 # An error of the function itself comes again, as its own, from the line below.
                 value = plain(*inputs)
-                self.works = False
-                warnings.warn(
-                    f"torch.compile failed ({type(error).__name__}); {self._what} goes on without "
-                    "it; a C++ compiler may be missing",
-                    stacklevel=2,
-                )
+                self.give_up(error)
                 return value
 
         return run  # type: ignore[return-value]
 
+    def give_up(self, error: Exception) -> None:
+        """From now on nothing is compiled, with a warning that says why."""
+        self.works = False
+        warnings.warn(
+            f"torch.compile failed ({type(error).__name__}); {self._what} goes on without it; a "
+            "C++ compiler may be missing",
+            stacklevel=3,
+        )
 
-def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function anew.
 
-    Of a piece of code torch keeps eight compiled forms, whoever wants them, and runs the ninth
-    as it is. What it compiles leaves names among the globals: these are its own, too.
+@final
+class Traced:
+    """A function of tensors, written down and compiled once for each kind of inputs.
+
+    Unlike ``torch.compile`` it asks nothing at a call, which takes longer than a small network
+    does: what Python decides within is decided once, and shapes, strides and types at the call
+    are those of the kind. Tensors that the function knows from elsewhere may change in place.
+
+    Args:
+        function: of tensors, which gives a tuple of tensors. It may change those it is given.
+        compiler: it is asked whether to, and told when it fails.
     """
-    assert isinstance(function, FunctionType)
-    code, names = function.__code__.replace(), dict(function.__globals__)
-    return FunctionType(code, names, function.__name__, None, function.__closure__)
+
+    def __init__(self, function: Callable[..., Any], compiler: Compiler) -> None:
+        self._function, self._compiler = function, compiler
+        self._ready: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def at(self, *inputs: Tensor) -> Callable[..., Any] | None:
+        """What does it for inputs of this kind; ``None`` where compiling has ever failed."""
+        if not self._compiler.works:
+            return None
+        kind = (
+            torch.get_num_threads(),
+            *((x.shape, x.stride(), x.dtype, x.device) for x in inputs),
+        )
+        if kind not in self._ready:
+            try:
+                self._ready[kind] = _compiled(self._function, inputs)
+            except Exception as error:
+                self._compiler.give_up(error)
+                return None
+        return self._ready[kind]
+
+
+@torch.no_grad()
+def _compiled(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
+    # Here, since they take two seconds to import.
+    import torch._inductor
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    # Tracing carries it out.
+    copies = [x.detach().clone() for x in inputs]
+    graph = make_fx(lambda tensors: function(*tensors))(copies)
+    compiled: Callable[..., Any] = torch._inductor.compile(graph, [*copies])
+    return torch.no_grad()(compiled)

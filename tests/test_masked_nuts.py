@@ -7,9 +7,9 @@ import torch
 
 from pyro_gebm.mcmc import CapturedPotential, Tuning
 from pyro_gebm.mcmc import masked_nuts as masked
-from pyro_gebm.mcmc.kernel import evaluate
-from pyro_gebm.mcmc.masked_nuts import Grower, grow_masked_
-from pyro_gebm.mcmc.nuts import grow_, harvest, plant_, tree_noise
+from pyro_gebm.mcmc.kernel import evaluate, take_rows
+from pyro_gebm.mcmc.masked_nuts import Advancer, advance_masked_
+from pyro_gebm.mcmc.nuts import advance_, plant_, told, tree_noise
 from pyro_gebm.mcmc.random import normal, uniform
 from pyro_gebm.mcmc.tree import checkpoint_table, new_trees
 
@@ -35,34 +35,42 @@ def planted(dtype, per_chain):
     return tree, tuning
 
 
-def grow_both(grow, dtype=torch.float64, steps=150, per_chain=False):
-    """Trees grown by rows and by ``grow``, replanted alike; compared after every step."""
+def grow_both(advance, dtype=torch.float64, steps=150, per_chain=False):
+    """Trees grown by rows and by ``advance``, compared after every step."""
     (tree, tuning), (other, _) = planted(dtype, per_chain), planted(dtype, per_chain)
     generator, ends = torch.Generator().manual_seed(5), {"turned": 0, "wall": 0, "limit": 0}
+    slots = checkpoint_table(DEPTH, torch.device("cpu"))
     for i in range(steps):
         noise = tree_noise(tree.numbers[:, 0], generator)
         momentum = normal(tree.edge[:, :DIM], generator)
-        grow_(walled, tree, tuning, noise)
-        grow(walled, other, tuning, noise, checkpoint_table(DEPTH, noise.device))
-        if not same(tree, other):
+        rows, ended = advance_(walled, tree, tuning, noise, momentum)
+        found, done = advance(
+            walled, other, slots, tuning.step_size, tuning.inverse_mass_matrix, noise, momentum
+        )
+        if not (torch.equal(rows, done.nonzero()[:, 0]) and same(tree, other)):
             return False
-        rows = tree.done.nonzero()[:, 0]
-        draws, info = harvest(tree, rows, DEPTH)
+        if not equal(ended, take_rows(found, rows)):
+            return False
+        _, info = told(take_rows(ended, ~ended.fresh), DEPTH)
         ends["wall"] += int(info.diverging.sum())
         ends["limit"] += int(info.reached_max_treedepth.sum())
         ends["turned"] += int((~info.diverging & ~info.reached_max_treedepth).sum())
         for each in (tree, other):
-            plant_(each, rows, draws, tuning, momentum[rows], noise[3, rows])
             each.fresh[:2] = i % 7 == 0  # as after a global move
     assert min(ends.values()) > 5, ends
     return True
 
 
 def same(tree, other):
-    """All fields but the scrap slots; NaN equals itself."""
+    """All fields but the scrap slots."""
+    return equal(whole(tree), whole(other))
+
+
+def equal(fields, others):
+    """NaN equals itself."""
     return all(
         torch.equal(torch.nan_to_num(one), torch.nan_to_num(two))
-        for one, two in zip(whole(tree), whole(other), strict=True)
+        for one, two in zip(fields, others, strict=True)
     )
 
 
@@ -73,7 +81,7 @@ def whole(tree):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("per_chain", [False, True])
 def test_masks_and_rows_give_the_same_trees_at_every_step(dtype, per_chain):
-    assert grow_both(grow_masked_, dtype, per_chain=per_chain)
+    assert grow_both(advance_masked_, dtype, per_chain=per_chain)
 
 
 PLANTS = {
@@ -89,6 +97,24 @@ PLANTS = {
     "half a momentum too much": ("momentum, alpha=-0.5", "momentum, alpha=-0.4"),
     "fresh chains that go on": (" | tree.fresh", ""),
     "weights that are not cleared": ("whole, -torch.inf, sub_weight", "whole, weight, sub_weight"),
+    "new trees that keep their weight": (
+        "columns[SUB_WEIGHT] = torch.full_like(energy, -torch.inf)",
+        "columns[SUB_WEIGHT] = tree.numbers[:, SUB_WEIGHT]",
+    ),
+    "new trees that all go forward": (
+        "way < 0.5, step_size, -step_size",
+        "way < 2, step_size, way",
+    ),
+    "new trees that keep their leaves": (
+        "torch.where(done[:, None], 0, tree.counts)",
+        "tree.counts",
+    ),
+    "fresh for ever": ("tree.fresh & ~done", "tree.fresh & done"),
+    "back where a fresh chain came from": (
+        "_where(tree.diverging, tree.left",
+        "_where(tree.done, tree.left",
+    ),
+    "fresh chains that have drawn": ("_where(tree.fresh, landed, tree.draw)", "tree.draw.clone()"),
     "sums that are not cleared": ("_where(whole, 0.0, leaf.total)", "leaf.total"),
 }
 
@@ -100,16 +126,18 @@ def test_each_planted_bug_is_seen(what):
     assert source.count(old) == 1
     room = {"__name__": "planted"}
     exec(compile(source.replace(old, new), "planted", "exec"), room)
-    assert not grow_both(room["grow_masked_"])
+    assert not grow_both(room["advance_masked_"])
 
 
 def test_without_a_cuda_device_trees_are_grown_by_rows(monkeypatch):
-    monkeypatch.setattr(masked, "grow_masked_", None)
+    monkeypatch.setattr(masked, "advance_masked_", None)
     (tree, tuning), (other, _) = (planted(torch.float64, False) for _ in range(2))
-    grow = Grower(CapturedPotential(walled), other)
+    advance = Advancer(CapturedPotential(walled), other)
     generator = torch.Generator().manual_seed(1)
     for _ in range(6):
         noise = tree_noise(tree.numbers[:, 0], generator)
-        grow_(walled, tree, tuning, noise)
-        grow(tuning, noise)
+        momentum = normal(tree.edge[:, :DIM], generator)
+        one = advance_(walled, tree, tuning, noise, momentum)
+        two = advance(tuning, noise, momentum)
+        assert torch.equal(one[0], two[0]) and equal(one[1], two[1])
     assert same(tree, other)

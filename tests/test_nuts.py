@@ -10,7 +10,7 @@ from helpers import make_tuning, normal, rng, run_chain
 from pyro_gebm.mcmc import NUTS, nuts
 from pyro_gebm.mcmc.integrators import leapfrog
 from pyro_gebm.mcmc.kernel import evaluate
-from pyro_gebm.mcmc.nuts import grow_, harvest, plant_, tree_noise, turns
+from pyro_gebm.mcmc.nuts import grow_, harvest, plant_, told, tree_noise, turns
 from pyro_gebm.mcmc.random import normal as normal_noise
 from pyro_gebm.mcmc.random import uniform
 from pyro_gebm.mcmc.tree import (
@@ -137,7 +137,7 @@ def test_tree_is_that_of_the_recursion(step_size, expected):
         reference = Reference(momenta, errors)
         members = reference.grow(directions)
 
-        state, info = harvest(tree, EVERY, MAX_DEPTH)
+        state, info = told(harvest(tree, EVERY), MAX_DEPTH)
         assert int(info.num_steps) == reference.steps
         assert int(info.tree_depth) == reference.depth == len(members).bit_length() - 1
         assert bool(info.diverging) == reference.diverging

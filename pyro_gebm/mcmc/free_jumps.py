@@ -10,7 +10,7 @@ from pyro_gebm.mcmc.global_moves import GlobalMoves, Jump, jump, propose_rows
 from pyro_gebm.mcmc.kernel import Info, KernelState, put_rows, select, take_rows, zero_rows
 from pyro_gebm.mcmc.random import Streams, uniform
 from pyro_gebm.mcmc.reference import Reference
-from pyro_gebm.mcmc.tree import STEP, Tree, pack, unpack
+from pyro_gebm.mcmc.tree import STEP, Tree, pack
 
 
 @final
@@ -31,20 +31,28 @@ class FreeJumps:
         self._untold: Info | None = None
         self._origin: KernelState | None = None
 
+    @property
+    def wanted(self) -> bool:
+        """There are global moves at all."""
+        return self._moves is not None and self._reference is not None
+
     def apply(
-        self, tree: Tree, rows: Tensor, state: KernelState, info: Info, streams: Streams
+        self,
+        tree: Tree,
+        rows: Tensor,
+        fresh: Tensor,
+        state: KernelState,
+        info: Info,
+        streams: Streams,
     ) -> tuple[KernelState, Info, Tensor]:
         """Where the chains ``rows`` are after a move of those that are due, and who has moved.
 
-        Chains whose move lies a step back are where it took them, now with a gradient.
+        Of the ``fresh``, whose move lies a step back, it is told now.
         """
+        assert self._moves is not None
         nobody = torch.zeros_like(rows, dtype=torch.bool)
-        if self._moves is None or self._reference is None:
-            return state, info, nobody
         info = info._replace(global_accept_prob=torch.full_like(info.accept_prob, torch.nan))
-        fresh = tree.fresh[rows]
         if bool(fresh.any()):
-            state = select(fresh, self._landed(tree, rows), state)
             info = select(fresh, self._recall(rows, info), info)
         noise = _noise(tree, streams)
         due = (noise[rows, 0] * self._moves.every < 1) & ~fresh
@@ -91,16 +99,10 @@ class FreeJumps:
 
     def await_gradients(self, tree: Tree, rows: Tensor) -> None:
         """Mark the chains whose next step is for their gradient; they could return from there."""
-        if len(rows):
-            assert self._origin is not None
-            tree.fresh[rows] = True
-            tree.numbers[rows, STEP] = 0.0
-            tree.left[rows] = pack(self._origin, torch.zeros_like(self._origin.z))
-
-    def _landed(self, tree: Tree, rows: Tensor) -> KernelState:
-        """Where a move has led, or back where it came from if there is no gradient there."""
-        there, before = (unpack(point[rows])[0] for point in (tree.edge, tree.left))
-        return select(tree.diverging[rows], before, there)
+        assert self._origin is not None
+        tree.fresh[rows] = True
+        tree.numbers[rows, STEP] = 0.0
+        tree.left[rows] = pack(self._origin, torch.zeros_like(self._origin.z))
 
     def _remember(self, tree: Tree, rows: Tensor, told: Info) -> None:
         if self._untold is None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, final
 import torch
 from torch import Tensor
 
-from pyro_gebm._compiler import Compiler, with_own_code
+from pyro_gebm._compiler import Compiler, Traced
 from pyro_gebm._types import PotentialFn
 
 FIRST_CALLS = 3
@@ -107,15 +107,16 @@ class CapturedPotential(Wrapped):
 
 @final
 class CompiledPotential(Wrapped):
-    """A potential whose value and gradient ``torch.compile`` makes into one function.
+    """A potential whose value and gradient are compiled into one function, and NUTS's whole step.
 
-    Pays on a CPU where the networks are small and the run is long: compiling takes some six to
-    thirty seconds for each number of chains (of which eight are compiled), and a C++ compiler.
-    NUTS has the rest of its step compiled, too. Results differ from those without in the last
-    digits, and so do the draws. Where compiling fails, all goes on without it, with a warning.
+    Pays on a CPU where the networks are small and the run is long: compiling takes some six
+    seconds for each number of chains, and a C++ compiler. Results differ from those without in the
+    last digits, and so do the draws. Where compiling fails, all goes on without it, with a warning.
 
     Args:
-        potential_fn: (C, D) -> (C,).
+        potential_fn: (C, D) -> (C,). What it computes may depend on ``z`` and on tensors that
+            keep their place in memory; what Python decides is decided once, and a potential that
+            looks at its values cannot be compiled.
 
     Example:
         >>> potential_fn = CompiledPotential(lambda z: 0.5 * (z**2).sum(-1))
@@ -125,37 +126,40 @@ class CompiledPotential(Wrapped):
 
     def __init__(self, potential_fn: PotentialFn) -> None:
         super().__init__(potential_fn)
-        self.compiler = Compiler(True, "sampling", dynamic=False)
-        """What else goes into a step is compiled by it, too."""
-        self._value_and_grad = self.compiler.compiled(
-            _in_one(potential_fn), otherwise=partial(_differentiate, potential_fn)
-        )
-        self._companions: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._compiler = Compiler(True, "sampling")
+        self._traceable = _Traceable(potential_fn)
+        self._value_and_grad = Traced(self._traceable.value_and_grad, self._compiler)
+        self._steps: dict[Callable[..., Any], Traced] = {}
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """U and ∇U at ``z`` (C, D): (C,) and (C, D)."""
-        found: tuple[Tensor, Tensor] = self._value_and_grad(z.detach())
-        return found
+        z = z.detach()
+        fast = self._value_and_grad.at(z)
+        if fast is None:
+            return _differentiate(self.potential_fn, z)
+        energy, gradient = fast(z)
+        return energy, gradient
 
-    def companion(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Another function of a step, compiled once for all runs of this potential."""
-        if function not in self._companions:
-            self._companions[function] = self.compiler.compiled(with_own_code(function))
-        return self._companions[function]
+    def step(self, function: Callable[..., Any]) -> Traced:
+        """A function of a potential and tensors, with this potential; one for all runs."""
+        if function not in self._steps:
+            self._steps[function] = Traced(partial(function, self._traceable), self._compiler)
+        return self._steps[function]
 
 
-def _in_one(potential_fn: PotentialFn) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """U and ∇U as a transformation, which can be compiled as one function."""
+@final
+class _Traceable(Wrapped):
+    """U and ∇U as a transformation, which can be traced."""
 
-    def value_and_gradient(z: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """U and ∇U at ``z`` (C, D): (C,) and (C, D)."""
+
         def summed(z: Tensor) -> tuple[Tensor, Tensor]:
-            energy = potential_fn(z)
+            energy = self.potential_fn(z)
             return energy.sum(), energy
 
         gradient, (_, energy) = torch.func.grad_and_value(summed, has_aux=True)(z)
         return energy.detach(), gradient.detach()
-
-    return with_own_code(value_and_gradient)
 
 
 def value_and_grad(potential_fn: PotentialFn, z: Tensor) -> tuple[Tensor, Tensor]:

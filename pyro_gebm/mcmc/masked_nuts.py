@@ -1,8 +1,9 @@
 """One step of the trees of NUTS without looking at a value: all chains do all, under masks.
 
-``grow_`` of ``nuts`` works on the chains that are concerned, which is less work; but to know which
-these are the CPU must wait for the device. This form gives the same numbers, bit for bit, and can
-be recorded as a CUDA graph, or compiled.
+``advance_`` of ``nuts`` works on the chains that are concerned, which is less work; but to know
+which these are the CPU must wait for the device, and Python calls a hundred operations. This
+form gives the same numbers, bit for bit, and can be recorded as a CUDA graph, or compiled: on a
+CPU all but the matrix products become a single loop over the chains.
 """
 
 from collections.abc import Callable
@@ -13,13 +14,17 @@ from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.gradients import FIRST_CALLS, CapturedPotential, CompiledPotential, record
-from pyro_gebm.mcmc.kernel import KernelState, Tuning, acceptance, evaluate, kinetic_energy
-from pyro_gebm.mcmc.nuts import grow_, turns
+from pyro_gebm.mcmc.integrators import leapfrog
+from pyro_gebm.mcmc.kernel import KernelState, Tuning, acceptance, kinetic_energy, take_rows
+from pyro_gebm.mcmc.nuts import advance_, turns
 from pyro_gebm.mcmc.tree import (
+    ENERGY,
     LEAF,
     STEP,
     SUB,
+    SUB_WEIGHT,
     WHOLE,
+    Ended,
     Tree,
     checkpoint_table,
     momentum_of,
@@ -43,117 +48,158 @@ class _Leaf(NamedTuple):
     """A binary subtree that the leaf closes turns, (C,) bool."""
 
 
-class Halves(NamedTuple):
-    """A step before its gradient and after it."""
+class _All(NamedTuple):
+    """What every tree tells after a step, whether it has ended with it or not."""
 
-    drift: Callable[[Tree, Tensor], tuple[Tensor, Tensor, Tensor]]
-    settle_: Callable[..., None]
+    ended: Ended
+    """A row for each chain."""
+    done: Tensor
+    """Whose rows are meant, (C,) bool."""
 
 
 @final
-class Grower:
-    """Grows the trees of a run by a step at each call: compiled or as a CUDA graph, where wanted.
+class Advancer:
+    """Takes the trees of a run a step further at each call: compiled or as a CUDA graph, if wanted.
 
     Args:
-        potential_fn: (C, D) -> (C,). With ``CompiledPotential`` what a step does beside the
-            gradient is compiled, too. With ``CapturedPotential`` on a CUDA device all of a step is
-            recorded after a few calls and replayed from then on. With any other, and where
-            either fails, ``grow_`` does it.
+        potential_fn: (C, D) -> (C,). With ``CompiledPotential`` all of a step is compiled; with
+            ``CapturedPotential`` on a CUDA device it is recorded after a few calls and
+            replayed from then on. With any other, and where either fails, ``advance_`` does it.
         tree: the trees, which keep their place in memory.
     """
 
     def __init__(self, potential_fn: PotentialFn, tree: Tree) -> None:
         self._potential_fn, self._tree = potential_fn, tree
-        self._graph: Any = None
+        self._graph: _Graph | None = None
+        self._compiled: Callable[..., Any] | None = None
         self._calls = 0
-        self._noise = tree.numbers.new_empty(4, len(tree.numbers))
-        self._inverse_mass = torch.empty_like(momentum_of(tree.edge))
-        self._recordable = tree.edge.is_cuda and isinstance(potential_fn, CapturedPotential)
         # Held here, where a graph reads it: the cache that it comes from forgets.
         self._slots = checkpoint_table(tree.num_slots, tree.edge.device)
 
-    def __call__(self, tuning: Tuning, noise: Tensor) -> None:
-        """What ``grow_`` does with the same arguments."""
-        if self._recordable and self._graph is None:
-            self._calls += 1
-            if self._calls > FIRST_CALLS:
-                self._record(tuning, noise)
-        potential_fn = self._potential_fn
+    def __call__(self, tuning: Tuning, noise: Tensor, momentum: Tensor) -> tuple[Tensor, Ended]:
+        """What ``advance_`` does with the same arguments."""
+        given = tuning.step_size, tuning.inverse_mass_matrix, noise, momentum
+        inputs = tuple(x.contiguous() for x in given)
+        self._calls += 1
+        if self._calls == 1:
+            self._compile(inputs)
+        elif self._calls == FIRST_CALLS + 1:
+            self._record(inputs)
         if self._graph is not None:
-            self._fill(tuning, noise)
-            self._graph.replay()
-        elif isinstance(potential_fn, CompiledPotential) and potential_fn.compiler.works:
-            halves = Halves(potential_fn.companion(_drift), potential_fn.companion(_settle_))
-            grow_masked_(potential_fn, self._tree, tuning, noise, self._slots, halves)
-        else:
-            grow_(potential_fn, self._tree, tuning, noise)
+            return _chosen(self._graph(inputs))
+        if self._compiled is not None:
+            *ended, done = self._compiled(*self._tree, *self._slots, *inputs)
+            return _chosen(_All(Ended(*ended), done))
+        return advance_(self._potential_fn, self._tree, tuning, noise, momentum)
 
-    def _fill(self, tuning: Tuning, noise: Tensor) -> None:
-        self._noise.copy_(noise)
-        self._inverse_mass.copy_(tuning.inverse_mass_matrix)
+    def _compile(self, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(self._potential_fn, CompiledPotential):
+            step = self._potential_fn.step(_advance_flat)
+            self._compiled = step.at(*self._tree, *self._slots, *inputs)
 
-    def _record(self, tuning: Tuning, noise: Tensor) -> None:
-        assert isinstance(self._potential_fn, CapturedPotential)
+    def _record(self, inputs: tuple[Tensor, ...]) -> None:
+        if not (isinstance(self._potential_fn, CapturedPotential) and self._tree.edge.is_cuda):
+            return
         plain = self._potential_fn.potential_fn
-        self._fill(tuning, noise)
-        still = tuning._replace(inverse_mass_matrix=self._inverse_mass)
+        rooms = tuple(x.clone() for x in inputs)
         trial = Tree(*(field.clone() for field in self._tree))
         with torch.cuda.device(trial.edge.device):
             recorded = record(
-                lambda: grow_masked_(plain, self._tree, still, self._noise, self._slots),
-                rehearsal=lambda: grow_masked_(plain, trial, still, self._noise, self._slots),
+                lambda: advance_masked_(plain, self._tree, self._slots, *rooms),
+                rehearsal=lambda: advance_masked_(plain, trial, self._slots, *rooms),
             )
-        self._recordable = False
         if recorded is not None:
-            self._graph = recorded[0]
+            self._graph = _Graph(recorded[0], rooms, recorded[1])
 
 
-def grow_masked_(
+class _Graph(NamedTuple):
+    """A recorded step."""
+
+    graph: Any
+    rooms: tuple[Tensor, ...]
+    """What it reads beside the trees."""
+    written: _All
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> _All:
+        for room, given in zip(self.rooms, inputs, strict=True):
+            room.copy_(given)
+        self.graph.replay()
+        return self.written
+
+
+def _chosen(found: _All) -> tuple[Tensor, Ended]:
+    """The chains whose trees have ended, and their rows: copies."""
+    rows = found.done.nonzero()[:, 0]
+    return rows, take_rows(found.ended, rows)
+
+
+def _advance_flat(potential_fn: PotentialFn, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """``advance_masked_`` of tensors alone."""
+    fields = len(Tree._fields)
+    slot, closes, *inputs = tensors[fields:]
+    ended, done = advance_masked_(potential_fn, Tree(*tensors[:fields]), (slot, closes), *inputs)
+    return *ended, done
+
+
+def advance_masked_(
     potential_fn: PotentialFn,
     tree: Tree,
-    tuning: Tuning,
-    noise: Tensor,
     slots: tuple[Tensor, Tensor],
-    halves: Halves | None = None,
-) -> None:
-    """What ``grow_`` does with the same arguments.
-
-    ``slots`` are of ``checkpoint_table``, ``halves`` compiled ones of this module's.
-    """
-    halves = halves or Halves(_drift, _settle_)
-    z, half, scale = halves.drift(tree, tuning.inverse_mass_matrix)
-    state = evaluate(potential_fn, z)
-    halves.settle_(tree, state, half, scale, noise, slots)
-
-
-def _drift(tree: Tree, inverse_mass_matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The leapfrog step up to its gradient: z, the half kicked momentum and the scale, (C, D)."""
+    step_size: Tensor,
+    inverse_mass_matrix: Tensor,
+    noise: Tensor,
+    momentum: Tensor,
+) -> _All:
+    """What ``advance_`` does with the same arguments; ``slots`` are of ``checkpoint_table``."""
     scale = tree.numbers[:, STEP, None] * inverse_mass_matrix.sqrt()
-    start, momentum = unpack(tree.edge)
-    half = torch.addcmul(momentum, scale, start.z_grad, value=-0.5)
-    return torch.addcmul(start.z, scale, half), half, scale
+    start, before = unpack(tree.edge)
+    state, after = leapfrog(potential_fn, start, before, scale)
+    _settle_(tree, state, after, noise, slots)
+    found = _All(_harvest(tree), tree.done.clone())
+    _plant_(tree, found, step_size, momentum, noise[:, 3])
+    return found
 
 
 def _settle_(
-    tree: Tree,
-    state: KernelState,
-    half: Tensor,
-    scale: Tensor,
-    noise: Tensor,
-    slots: tuple[Tensor, Tensor],
+    tree: Tree, state: KernelState, momentum: Tensor, noise: Tensor, slots: tuple[Tensor, Tensor]
 ) -> None:
-    """All that follows the gradient; ``slots`` are of ``checkpoint_table``."""
-    momentum = torch.addcmul(half, scale, state.z_grad, value=-0.5)
-    leaf = _add_leaf(tree, state, momentum, noise[0], slots)
+    """All that ``grow_`` does after the leapfrog step."""
+    leaf = _add_leaf(tree, state, momentum, noise[:, 0], slots)
     count, depth, steps = tree.counts.unbind(1)
     done = leaf.turning | leaf.diverging | tree.fresh
     whole = (count + 1 == torch.exp2(depth)) & ~done
-    turning = _join_(tree, leaf, whole, noise[1], noise[2])
+    turning = _join_(tree, leaf, whole, noise[:, 1], noise[:, 2])
     depth = depth + whole
     done = torch.where(whole, turning | (depth >= tree.num_slots), done)
     tree.counts.copy_(torch.stack([torch.where(whole, 0, count + 1), depth, steps + 1], 1))
     tree.diverging.copy_(leaf.diverging)
     tree.done.copy_(done)
+
+
+def _harvest(tree: Tree) -> Ended:
+    """What ``harvest`` gives, of all chains."""
+    landed = _where(tree.diverging, tree.left, tree.edge)
+    point = _where(tree.fresh, landed, tree.draw)
+    rest = tree.numbers, tree.counts, tree.diverging, tree.fresh
+    return Ended(point, *(field.clone() for field in rest))
+
+
+def _plant_(tree: Tree, found: _All, step_size: Tensor, momentum: Tensor, way: Tensor) -> None:
+    """What ``plant_`` does, of the trees that are done, where they have ended."""
+    state, done = unpack(found.ended.point)[0], found.done
+    point = pack(state, momentum)
+    for field in (tree.left, tree.right, tree.draw, tree.edge):
+        field.copy_(_where(done, point, field))
+    energy = state.potential_energy + kinetic_energy(momentum)
+    columns = [torch.zeros_like(energy)] * tree.numbers.shape[1]
+    columns[ENERGY] = energy
+    columns[SUB_WEIGHT] = torch.full_like(energy, -torch.inf)
+    columns[STEP] = torch.where(way < 0.5, step_size, -step_size)
+    tree.numbers.copy_(_where(done, torch.stack(columns, 1), tree.numbers))
+    sums = torch.stack([momentum, torch.zeros_like(momentum)], 1)
+    tree.sums.copy_(torch.where(done[:, None, None], sums, tree.sums))
+    tree.counts.copy_(torch.where(done[:, None], 0, tree.counts))
+    tree.fresh.copy_(tree.fresh & ~done)
 
 
 def _add_leaf(

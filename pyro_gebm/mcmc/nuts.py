@@ -16,6 +16,7 @@ from pyro_gebm.mcmc.kernel import (
     Tuning,
     acceptance,
     kinetic_energy,
+    put_rows,
     take_rows,
 )
 from pyro_gebm.mcmc.random import Generator, Streams, draw_seed, normal, uniform
@@ -32,6 +33,7 @@ from pyro_gebm.mcmc.tree import (
     SUB_WEIGHT,
     WEIGHT,
     WORST,
+    Ended,
     Tree,
     checkpoint_table,
     momentum_of,
@@ -88,44 +90,48 @@ class NUTS(Kernel):
         # The batch draws until its deepest tree ends: from streams of this transition's own,
         # so that no chain's next transition depends on the depth of another's tree.
         streams = Streams(draw_seed(generator), len(state.z), state.z.device)
-        every = torch.arange(len(state.z), device=state.z.device)
         tree = new_trees(state, self.max_tree_depth)
-        plant_(
-            tree,
-            every,
-            state,
-            tuning,
-            normal(state.z, streams),
-            uniform(state.potential_energy, streams),
-        )
+        momentum, way = normal(state.z, streams), uniform(state.potential_energy, streams)
+        plant_(tree, tree.every, state, tuning, momentum, way)
         waiting, batch_step = torch.ones_like(tree.done), 0
-        result = harvest(tree, every, self.max_tree_depth)
+        result = harvest(tree, tree.every)
         while bool(waiting.any()):
             noise = tree_noise(state.potential_energy, streams.at(batch_step))
-            grow_(potential_fn, tree, tuning, noise)
-            rows = tree.done.nonzero()[:, 0]
-            if len(rows):
-                draws, info = harvest(tree, rows, self.max_tree_depth)
-                keep = waiting[rows]
-                _write(result, rows[keep], (take_rows(draws, keep), take_rows(info, keep)))
-                momentum = normal(state.z, streams)[rows]
-                plant_(tree, rows, draws, tuning, momentum, noise[3, rows])
-                waiting[rows] = False
+            momentum = normal(state.z, streams)
+            rows, ended = advance_(potential_fn, tree, tuning, noise, momentum)
+            keep = waiting[rows]
+            result = put_rows(result, rows[keep], take_rows(ended, keep))
+            waiting[rows] = False
             batch_step += 1
-        return result
-
-
-def _write(
-    result: tuple[KernelState, Info], rows: Tensor, values: tuple[KernelState, Info]
-) -> None:
-    for field, value in zip((*result[0], *result[1]), (*values[0], *values[1]), strict=True):
-        if field is not None and value is not None:
-            field[rows] = value
+        return told(result, self.max_tree_depth)
 
 
 def tree_noise(like: Tensor, generator: Generator) -> Tensor:
-    """Uniforms of one step of the batch, (4, C): leaf, join, next direction, first direction."""
-    return uniform(like[:, None].expand(-1, 4), generator).T
+    """Uniforms of one step of the batch, (C, 4): leaf, join, next direction, first direction."""
+    return uniform(like[:, None].expand(-1, 4), generator)
+
+
+def advance_(
+    potential_fn: PotentialFn, tree: Tree, tuning: Tuning, noise: Tensor, momentum: Tensor
+) -> tuple[Tensor, Ended]:
+    """One step of every tree; those that end with it tell of it, and are planted anew.
+
+    Args:
+        potential_fn: (C, D) -> (C,).
+        tree: the trees, changed in place.
+        tuning: its mass matrix is of this step, its step sizes are of the new trees.
+        noise: of ``tree_noise``.
+        momentum: what new trees start with, (C, D), standard normals.
+
+    Returns:
+        The chains whose trees have ended, (R,), and what is told of them.
+    """
+    grow_(potential_fn, tree, tuning, noise)
+    rows = tree.done.nonzero()[:, 0]
+    ended = harvest(tree, rows)
+    if len(rows):
+        plant_(tree, rows, unpack(ended.point)[0], tuning, momentum[rows], noise[rows, 3])
+    return rows, ended
 
 
 def plant_(
@@ -161,13 +167,13 @@ def grow_(potential_fn: PotentialFn, tree: Tree, tuning: Tuning, noise: Tensor) 
     state, momentum = leapfrog(potential_fn, start, momentum, scale)
     tree.edge.copy_(pack(state, momentum))
     error = record_(tree, state, momentum)
-    turning = add_leaf_(tree, momentum, error, noise[0])
+    turning = add_leaf_(tree, momentum, error, noise[:, 0])
     done = turning.logical_or_(tree.diverging).logical_or_(tree.fresh)
     tree.done.copy_(done)
     whole = (tree.counts[:, LEAF] == torch.exp2(tree.counts[:, DEPTH])).logical_and_(~done)
     rows = whole.nonzero()[:, 0]
     if len(rows):
-        join_(tree, rows, noise[1, rows], noise[2, rows])
+        join_(tree, rows, noise[rows, 1], noise[rows, 2])
 
 
 def record_(tree: Tree, state: KernelState, momentum: Tensor) -> Tensor:
@@ -256,13 +262,22 @@ def copy_rows_(to: Tensor, source: Tensor, rows: Tensor) -> None:
     to.index_copy_(0, rows, source.index_select(0, rows))
 
 
-def harvest(tree: Tree, rows: Tensor, max_tree_depth: int) -> tuple[KernelState, Info]:
-    """Draws and what is told of them, of chains whose trees are finished: copies."""
-    numbers, counts = tree.numbers[rows], tree.counts[rows]
-    depth, num_steps = counts[:, DEPTH], counts[:, STEPS]
+def harvest(tree: Tree, rows: Tensor) -> Ended:
+    """What is told of some chains, whose trees are finished: copies."""
+    point, diverging, fresh = tree.draw[rows], tree.diverging[rows], tree.fresh[rows]
+    if bool(fresh.any()):
+        # Back where it came from if there is no gradient.
+        landed = torch.where(diverging[:, None], tree.left[rows], tree.edge[rows])
+        point = torch.where(fresh[:, None], landed, point)
+    return Ended(point, tree.numbers[rows], tree.counts[rows], diverging, fresh)
+
+
+def told(ended: Ended, max_tree_depth: int) -> tuple[KernelState, Info]:
+    """Where chains are whose trees have ended, and what the reader is told of them."""
+    numbers, (_, depth, num_steps) = ended.numbers, ended.counts.unbind(1)
     info = Info(
         accept_prob=numbers[:, ACCEPT] / num_steps.clamp(min=1),
-        diverging=tree.diverging[rows],
+        diverging=ended.diverging,
         num_steps=num_steps,
         hamiltonian=numbers[:, ENERGY],
         energy_error=numbers[:, DRAW_ERROR],
@@ -270,4 +285,4 @@ def harvest(tree: Tree, rows: Tensor, max_tree_depth: int) -> tuple[KernelState,
         max_energy_error=numbers[:, WORST],
         reached_max_treedepth=depth >= max_tree_depth,
     )
-    return unpack(tree.draw.index_select(0, rows))[0], info
+    return unpack(ended.point)[0], info

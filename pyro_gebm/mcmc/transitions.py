@@ -11,8 +11,8 @@ from pyro_gebm.mcmc.draws import Position
 from pyro_gebm.mcmc.free_jumps import FreeJumps
 from pyro_gebm.mcmc.global_moves import GlobalMoves, jump_all
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, take_rows
-from pyro_gebm.mcmc.masked_nuts import Grower
-from pyro_gebm.mcmc.nuts import NUTS, harvest, plant_, tree_noise
+from pyro_gebm.mcmc.masked_nuts import Advancer
+from pyro_gebm.mcmc.nuts import NUTS, plant_, told, tree_noise
 from pyro_gebm.mcmc.random import Streams, normal, shared_uniform
 from pyro_gebm.mcmc.reference import Reference
 from pyro_gebm.mcmc.tree import new_trees
@@ -85,33 +85,34 @@ def _freely(
     of no consequence runs in its place.
     """
     state, joins = position.state, position.step
-    step = int(joins.min()) - 1
+    step, last_join = int(joins.min()) - 1, int(joins.max())
     tree = new_trees(state, kernel.max_tree_depth)
     noise, momentum = _noise(state, streams.at(step))
-    every = torch.arange(len(joins), device=joins.device)
-    plant_(tree, every, state, tuning, momentum, noise[3])
+    plant_(tree, tree.every, state, tuning, momentum, noise[:, 3])
     jumps = FreeJumps(moves.potential_fn, moves.reference, moves.global_moves)
-    grow = Grower(moves.potential_fn, tree)
+    advance = Advancer(moves.potential_fn, tree)
     while True:
-        active = joins <= step + 1
         step += 1
         noise, momentum = _noise(state, streams.at(step))
-        grow(tuning, noise)
-        rows = tree.done.nonzero()[:, 0]
+        rows, ended = advance(tuning, noise, momentum)
         if len(rows):
-            ended, info = harvest(tree, rows, kernel.max_tree_depth)
-            ended, info, moved = jumps.apply(tree, rows, ended, info, streams)
-            plant_(tree, rows, ended, tuning, momentum[rows], noise[3, rows])
-            jumps.await_gradients(tree, rows[moved])
-            keep = active[rows] & ~moved
-            if not bool(keep.all()):
-                rows, ended, info = rows[keep], take_rows(ended, keep), take_rows(info, keep)
+            there, info = told(ended, kernel.max_tree_depth)
+            keep = None if step >= last_join else joins[rows] <= step
+            if jumps.wanted:
+                there, info, moved = jumps.apply(tree, rows, ended.fresh, there, info, streams)
+                if len(where := rows[moved]):
+                    some = take_rows(there, moved)
+                    plant_(tree, where, some, tuning, momentum[where], noise[where, 3])
+                    jumps.await_gradients(tree, where)
+                keep = ~moved if keep is None else keep & ~moved
+            if keep is not None and not bool(keep.all()):
+                rows, there, info = rows[keep], take_rows(there, keep), take_rows(info, keep)
             if len(rows):
-                tuning = (yield Finished(rows, ended, info, step + 1)) or tuning
-        joining = (joins == step + 1).nonzero()[:, 0]
-        if len(joining):
+                tuning = (yield Finished(rows, there, info, step + 1)) or tuning
+        if step < last_join:
+            joining = (joins == step + 1).nonzero()[:, 0]
             start = take_rows(state, joining)
-            plant_(tree, joining, start, tuning, momentum[joining], noise[3, joining])
+            plant_(tree, joining, start, tuning, momentum[joining], noise[joining, 3])
 
 
 def _noise(state: KernelState, streams: Streams) -> tuple[Tensor, Tensor]:

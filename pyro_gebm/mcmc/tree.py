@@ -63,6 +63,19 @@ class Tree(NamedTuple):
         return self.first.shape[1] - 1
 
 
+class Ended(NamedTuple):
+    """What trees tell when they end, a row for each."""
+
+    point: Tensor
+    """Where the chain is now, (R, 3D + 1); its momentum means nothing."""
+    numbers: Tensor
+    """As of ``Tree``."""
+    counts: Tensor
+    diverging: Tensor
+    fresh: Tensor
+    """It was no tree: the chain has its gradient after a global move now."""
+
+
 def pack(state: KernelState, momentum: Tensor) -> Tensor:
     """A point of phase space as one row per chain."""
     return torch.cat([state.z, state.z_grad, momentum, state.potential_energy[:, None]], 1)
