@@ -101,9 +101,12 @@ def _compiled(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Calla
     # Here, since they take two seconds to import.
     import torch._inductor
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.graph import CodeGen
 
     # Tracing carries it out.
     copies = [x.detach().clone() for x in inputs]
     graph = make_fx(lambda tensors: function(*tensors))(copies)
+    graph.graph.set_codegen(CodeGen())  # tensors in, not a list of them
+    graph.recompile()
     compiled: Callable[..., Any] = torch._inductor.compile(graph, [*copies])
     return torch.no_grad()(compiled)

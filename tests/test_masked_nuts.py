@@ -51,7 +51,7 @@ def grow_both(advance, dtype=torch.float64, steps=150, per_chain=False):
             return False
         if not equal(ended, take_rows(found, rows)):
             return False
-        _, info = told(take_rows(ended, ~ended.fresh), DEPTH)
+        _, info = told(take_rows(ended, ~ended.fresh))
         ends["wall"] += int(info.diverging.sum())
         ends["limit"] += int(info.reached_max_treedepth.sum())
         ends["turned"] += int((~info.diverging & ~info.reached_max_treedepth).sum())

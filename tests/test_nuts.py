@@ -137,7 +137,7 @@ def test_tree_is_that_of_the_recursion(step_size, expected):
         reference = Reference(momenta, errors)
         members = reference.grow(directions)
 
-        state, info = told(harvest(tree, EVERY), MAX_DEPTH)
+        state, info = told(harvest(tree, EVERY))
         assert int(info.num_steps) == reference.steps
         assert int(info.tree_depth) == reference.depth == len(members).bit_length() - 1
         assert bool(info.diverging) == reference.diverging

@@ -50,6 +50,8 @@ class Adaptation(NamedTuple):
     length: Length | None
     rounds: int
     """Transitions per chain so far, on average; where chains run freely they differ."""
+    missing: int
+    """Transitions without which the round cannot be over."""
 
 
 def window_ends(warmup_steps: int) -> list[int]:
@@ -145,6 +147,7 @@ def start_adaptation(
         pending=Pending(0 * ones, 0 * ones, 0 * ones),
         length=length,
         rounds=0,
+        missing=len(ones),
     )
     return adaptation, tuning, spent
 
@@ -158,7 +161,7 @@ def adapt(
     info: Info,
     target_accept_prob: float,
 ) -> tuple[Adaptation, Tuning]:
-    """The next tuning from one transition of some chains; a divergence counts as acceptance 0.
+    """The next tuning from transitions of some chains; a divergence counts as acceptance 0.
 
     A chain that has never accepted, stuck at a bad start, has no say: with few chains its
     zeros would shrink the step of all others without end, and its place would pass for spread.
@@ -167,12 +170,14 @@ def adapt(
         kernel: what is tuned.
         adaptation: the state so far.
         tuning: what the transition used.
-        rows: the chains that have made a transition, (R,).
-        state: where they are, R rows.
-        info: of their transitions, (R,) each.
+        rows: the chains that have made a transition, (R,); one that has made two comes twice,
+            but once where each has a step size of its own.
+        state: where they were after it, R rows.
+        info: of the transitions, (R,) each.
         target_accept_prob: what the step size is tuned to.
     """
-    moved = adaptation.moved.index_put((rows,), adaptation.moved[rows] | (info.accept_prob > 0))
+    accepted = torch.zeros_like(adaptation.pending.accept).index_add_(0, rows, info.accept_prob)
+    moved = adaptation.moved | (accepted > 0)
     adaptation = adaptation._replace(moved=moved)
     awake = moved[rows]
     if awake.any() and kernel.adapt_mass_matrix:
@@ -182,7 +187,7 @@ def adapt(
         )
     pending = _add(adaptation.pending, rows, info.accept_prob, awake)
     adaptation = adaptation._replace(pending=pending)
-    due = _round_is_over(pending, moved)
+    due = _missing(adaptation) <= 0
     if kernel.adapt_step_size and (due or kernel.step_size_per_chain):
         means = _own_acceptance if kernel.step_size_per_chain else _mean_acceptance
         accept, which = means(adaptation, rows, info.accept_prob)
@@ -193,7 +198,9 @@ def adapt(
         length = update_length(adaptation.length, info.length_gradient[0])
         adaptation = adaptation._replace(length=length)
         tuning = tuning._replace(trajectory_length=length.value())
-    return (_next_round(adaptation) if due else adaptation), tuning
+    if due:
+        adaptation = _next_round(adaptation)
+    return adaptation._replace(missing=_missing(adaptation)), tuning
 
 
 def _add(pending: Pending, rows: Tensor, accept: Tensor, awake: Tensor) -> Pending:
@@ -204,11 +211,12 @@ def _add(pending: Pending, rows: Tensor, accept: Tensor, awake: Tensor) -> Pendi
     )
 
 
-def _round_is_over(pending: Pending, moved: Tensor) -> bool:
-    """Every chain that moves has made a transition, on average; one that is stuck is quick."""
-    if bool(moved.any()):
-        return bool(pending.counted.sum() >= moved.sum())
-    return bool(pending.finished.sum() >= len(moved))
+def _missing(adaptation: Adaptation) -> int:
+    """Every chain that moves must make a transition, on average; one that is stuck is quick."""
+    pending, moving = adaptation.pending, int(adaptation.moved.sum())
+    if moving:
+        return moving - int(pending.counted.sum())
+    return len(adaptation.moved) - int(pending.finished.sum())
 
 
 def _next_round(adaptation: Adaptation) -> Adaptation:

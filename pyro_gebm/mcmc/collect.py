@@ -73,7 +73,7 @@ class Collector:
         self.is_free = True
         rows, state, info = event.rows, event.state, event.info
         wanted = self.buffers.has_room(rows)
-        if not bool(wanted.all()):
+        if wanted is not None:
             rows, state, info = rows[wanted], take_rows(state, wanted), take_rows(info, wanted)
         if len(rows):
             self._take_some(rows, state, info, event.step)
@@ -97,9 +97,9 @@ class Collector:
             rows, state, info = self._thin(rows, state, info)
         if not len(rows):
             return
-        self.buffers.put(rows, state, info)
-        ended = ~self.buffers.has_room(rows)
+        ended = self.buffers.put(rows, state, info)
         if bool(ended.any()):
+            ended = ended.to(rows.device)
             last, where = self._position, rows[ended]
             stopped = put_rows(last.state, where, take_rows(state, ended))
             self._position = Position(stopped, last.step.index_fill(0, where, step))

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_gebm.mcmc.kernel import Info, KernelState, Tuning
 
 FLUSH = 64
-"""Draws of all chains that wait to be written together: fewer, larger copies."""
+"""Transitions, or draws of all chains, that wait to be written together: fewer, larger copies."""
 
 WINDOW = 256
 """Draws of a chain that runs freely which are handed to a sink together."""
@@ -56,6 +56,14 @@ class _InStep(NamedTuple):
     waiting: list[tuple[KernelState, Info]]
 
 
+class _Loose(NamedTuple):
+    """Draws of some chains that run freely, and where they will be written, on the CPU."""
+
+    rows: Tensor
+    places: Tensor
+    fields: dict[str, Tensor]
+
+
 @final
 class Buffers:
     """Room for the draws of C chains on the CPU; each chain fills its own from the front.
@@ -83,19 +91,41 @@ class Buffers:
         self._sent = torch.zeros_like(self.count)
         self._fields: dict[str, Tensor] = {}
         self._in_step = _InStep(0, [])
+        self._loose: list[_Loose] = []
+        self._num_full = 0
 
-    def has_room(self, rows: Tensor) -> Tensor:
-        """Which of the chains ``rows`` (R,) can store another draw, (R,) bool."""
-        return (self.count[rows.cpu()] < self.num_samples).to(rows.device)
+    def has_room(self, rows: Tensor) -> Tensor | None:
+        """Which of the chains ``rows`` (R,) can store another draw, (R,) bool; ``None``: all."""
+        if not self._num_full:
+            return None
+        wanted = self.count[rows.cpu()] < self.num_samples
+        return None if bool(wanted.all()) else wanted.to(rows.device)
 
-    def put(self, rows: Tensor, state: KernelState, info: Info) -> None:
-        """One more draw of some chains: ``rows`` (R,), with R rows in every field."""
+    def put(self, rows: Tensor, state: KernelState, info: Info) -> Tensor:
+        """One more draw of some chains: ``rows`` (R,), with R rows in every field.
+
+        Returns:
+            Which of them have all their draws now, (R,) bool.
+        """
         rows = rows.cpu()
-        self._write((rows, self.count[rows] % self._room), self._stored(_fields(state, info)), 1)
+        count = self.count[rows]
+        self._loose.append(_Loose(rows, count % self._room, _fields(state, info)))
         # Last, and at once: Ctrl-C may come anywhere, and a draw counts once it is whole.
-        self.count[rows] += 1
+        self.count.index_copy_(0, rows, count.add_(1))
+        if len(self._loose) >= FLUSH:
+            self._write_loose()
         if self._sink is not None:
-            self._hand_on(self._sink, rows[self.count[rows] - self._sent[rows] == self._room])
+            self._hand_on(self._sink, rows[count - self._sent[rows] == self._room])
+        full = count == self.num_samples
+        self._num_full += int(full.sum())
+        return full
+
+    def _write_loose(self) -> None:
+        if self._loose:
+            rows, places, fields = zip(*self._loose, strict=True)
+            joined = {name: torch.cat([draw[name] for draw in fields]) for name in fields[0]}
+            self._write((torch.cat(rows), torch.cat(places)), self._stored(joined), 1)
+            self._loose = []
 
     def put_all(self, state: KernelState, info: Info) -> None:
         """One more draw of all chains, which have as many; written a few at a time."""
@@ -105,6 +135,7 @@ class Buffers:
 
     def flush(self) -> None:
         """Write all draws that wait, or hand them to the sink."""
+        self._write_loose()
         done, waiting = self._in_step
         if waiting:
             columns = zip(*(_fields(*draw).items() for draw in waiting), strict=True)
@@ -121,6 +152,8 @@ class Buffers:
 
     def _hand_on(self, sink: Sink, rows: Tensor) -> None:
         """What some chains have in their rooms, which begin with the draw after the last sent."""
+        if len(rows):
+            self._write_loose()
         for row in rows.tolist():
             chain, first = slice(row, row + 1), int(self._sent[row])
             end = int(self.count[row])
@@ -145,7 +178,7 @@ class Buffers:
 
     def full(self) -> bool:
         """Whether every chain has all its draws."""
-        return self.whole() == self.num_samples
+        return self._num_full == len(self.count) or self.whole() == self.num_samples
 
     def read(self) -> tuple[Tensor, Tensor, Info]:
         """z, U and Info of the draws that every chain has, where there is no sink."""

@@ -1,7 +1,7 @@
 """What every kernel shares: State for the next step, Info for the reader, Tuning for adaptation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -199,6 +199,21 @@ def put_rows(values: S, rows: Tensor, chosen: S) -> S:
     """Every field, with that of some chains replaced: a copy."""
     pairs = zip(values, chosen, strict=True)
     return _rebuilt(values, (v if v is None else v.index_copy(0, rows, c) for v, c in pairs))
+
+
+def put_rows_(values: S, rows: Tensor, chosen: S) -> None:
+    """The same in place."""
+    for value, given in zip(values, chosen, strict=True):
+        if value is not None:
+            value.index_copy_(0, rows, given)
+
+
+def join_rows(parts: Sequence[S]) -> S:
+    """Every field of several batches, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*parts, strict=True)
+    return _rebuilt(parts[0], (None if c[0] is None else torch.cat(c) for c in columns))
 
 
 def last_rows(values: S, count: int) -> S:

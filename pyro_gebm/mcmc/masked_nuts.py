@@ -16,7 +16,7 @@ from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.gradients import FIRST_CALLS, CapturedPotential, CompiledPotential, record
 from pyro_gebm.mcmc.integrators import leapfrog
 from pyro_gebm.mcmc.kernel import KernelState, Tuning, acceptance, kinetic_energy, take_rows
-from pyro_gebm.mcmc.nuts import advance_, turns
+from pyro_gebm.mcmc.nuts import advance_, summary, turns
 from pyro_gebm.mcmc.tree import (
     ENERGY,
     LEAF,
@@ -180,8 +180,8 @@ def _harvest(tree: Tree) -> Ended:
     """What ``harvest`` gives, of all chains."""
     landed = _where(tree.diverging, tree.left, tree.edge)
     point = _where(tree.fresh, landed, tree.draw)
-    rest = tree.numbers, tree.counts, tree.diverging, tree.fresh
-    return Ended(point, *(field.clone() for field in rest))
+    ended = summary(point, tree.numbers, tree.counts, tree.diverging, tree.fresh, tree.num_slots)
+    return ended._replace(counts=ended.counts.clone())
 
 
 def _plant_(tree: Tree, found: _All, step_size: Tensor, momentum: Tensor, way: Tensor) -> None:

@@ -103,7 +103,7 @@ class NUTS(Kernel):
             result = put_rows(result, rows[keep], take_rows(ended, keep))
             waiting[rows] = False
             batch_step += 1
-        return told(result, self.max_tree_depth)
+        return told(result)
 
 
 def tree_noise(like: Tensor, generator: Generator) -> Tensor:
@@ -269,20 +269,38 @@ def harvest(tree: Tree, rows: Tensor) -> Ended:
         # Back where it came from if there is no gradient.
         landed = torch.where(diverging[:, None], tree.left[rows], tree.edge[rows])
         point = torch.where(fresh[:, None], landed, point)
-    return Ended(point, tree.numbers[rows], tree.counts[rows], diverging, fresh)
+    return summary(point, tree.numbers[rows], tree.counts[rows], diverging, fresh, tree.num_slots)
 
 
-def told(ended: Ended, max_tree_depth: int) -> tuple[KernelState, Info]:
-    """Where chains are whose trees have ended, and what the reader is told of them."""
-    numbers, (_, depth, num_steps) = ended.numbers, ended.counts.unbind(1)
+def summary(
+    point: Tensor,
+    numbers: Tensor,
+    counts: Tensor,
+    diverging: Tensor,
+    fresh: Tensor,
+    max_tree_depth: int,
+) -> Ended:
+    """What is told of trees, given where their chains are and rows of their fields."""
+    _, depth, num_steps = counts.unbind(1)
+    accept_prob = numbers[:, ACCEPT] / num_steps.clamp(min=1)
+    told = accept_prob, numbers[:, ENERGY], numbers[:, DRAW_ERROR], numbers[:, WORST]
+    flags = diverging, depth >= max_tree_depth, fresh
+    return Ended(point, torch.stack(told, 1), counts[:, DEPTH:], torch.stack(flags, 1))
+
+
+def told(ended: Ended) -> tuple[KernelState, Info]:
+    """Where chains are whose trees have ended, and what the reader is told of them: views."""
+    accept_prob, hamiltonian, error, worst = ended.numbers.unbind(1)
+    depth, num_steps = ended.counts.unbind(1)
+    diverging, reached, _ = ended.flags.unbind(1)
     info = Info(
-        accept_prob=numbers[:, ACCEPT] / num_steps.clamp(min=1),
-        diverging=ended.diverging,
+        accept_prob=accept_prob,
+        diverging=diverging,
         num_steps=num_steps,
-        hamiltonian=numbers[:, ENERGY],
-        energy_error=numbers[:, DRAW_ERROR],
+        hamiltonian=hamiltonian,
+        energy_error=error,
         tree_depth=depth,
-        max_energy_error=numbers[:, WORST],
-        reached_max_treedepth=depth >= max_tree_depth,
+        max_energy_error=worst,
+        reached_max_treedepth=reached,
     )
     return unpack(ended.point)[0], info

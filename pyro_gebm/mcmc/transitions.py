@@ -96,7 +96,7 @@ def _freely(
         noise, momentum = _noise(state, streams.at(step))
         rows, ended = advance(tuning, noise, momentum)
         if len(rows):
-            there, info = told(ended, kernel.max_tree_depth)
+            there, info = told(ended)
             keep = None if step >= last_join else joins[rows] <= step
             if jumps.wanted:
                 there, info, moved = jumps.apply(tree, rows, ended.fresh, there, info, streams)

@@ -69,11 +69,16 @@ class Ended(NamedTuple):
     point: Tensor
     """Where the chain is now, (R, 3D + 1); its momentum means nothing."""
     numbers: Tensor
-    """As of ``Tree``."""
+    """Mean acceptance probability, H₀, H - H₀ of the draw and the one of largest size, (R, 4)."""
     counts: Tensor
-    diverging: Tensor
-    fresh: Tensor
-    """It was no tree: the chain has its gradient after a global move now."""
+    """Doublings, gradients, (R, 2) int64."""
+    flags: Tensor
+    """Diverged, at the largest depth, no tree but the gradient after a global move, (R, 3) bool."""
+
+    @property
+    def fresh(self) -> Tensor:
+        """Chains that have their gradient after a global move now, (R,) bool, a view."""
+        return self.flags[:, 2]
 
 
 def pack(state: KernelState, momentum: Tensor) -> Tensor:

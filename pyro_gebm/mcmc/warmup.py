@@ -1,6 +1,6 @@
 """Warm-up: the chains leave their starts while their kernel is tuned."""
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ from pyro_gebm.mcmc.adaptation import (
 )
 from pyro_gebm.mcmc.collect import Collector
 from pyro_gebm.mcmc.draws import Buffers, Position
-from pyro_gebm.mcmc.kernel import Info, Kernel, Tuning, put_rows
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, join_rows, put_rows_, take_rows
 from pyro_gebm.mcmc.random import Streams
-from pyro_gebm.mcmc.transitions import Moves, transitions
+from pyro_gebm.mcmc.transitions import Finished, Moves, transitions
 
 PHASE = 0
 """Warm-up and draws have random streams of their own."""
@@ -106,30 +106,32 @@ def _adapted(
     kept: Buffers | None,
     bar: Bar,
 ) -> Warmed:
-    kernel, state = moves.kernel.for_warmup(), position.state
+    kernel, waiting = moves.kernel.for_warmup(), _Waiting(position)
+    state = take_rows(position.state, waiting.every)  # a copy
     adaptation, tuning, searched = start_adaptation(
         kernel, moves.potential_fn, state, given, streams, kernel.num_levels
     )
     stream = transitions(moves._replace(kernel=kernel), position, tuning, streams)
-    every = torch.arange(len(state.z), device=state.z.device)
     spent = first = no_steps(state.z) + searched
     collector = None if kept is None else Collector(kept, position)
     ends, sent, steps = set(window_ends(warmup_steps)), None, []
     while adaptation.rounds < warmup_steps:
         event = stream.send(sent)
-        rows = every if event.rows is None else event.rows
-        state = event.state if event.rows is None else put_rows(state, rows, event.state)
         # A batch that runs freely works all the time, whoever has finished.
-        spent = spent + event.info.num_steps if event.rows is None else first + event.step
-        before = adaptation.rounds
+        if event.rows is None:
+            state, spent = event.state, spent + event.info.num_steps
+        else:
+            put_rows_(state, event.rows, event.state)
+            spent = first + event.step
         steps.append(event.info.num_steps)
-        adaptation, tuning = adapt(
-            kernel, adaptation, tuning, rows, event.state, event.info, target
-        )
-        if adaptation.rounds > before:
-            bar.update()
-            if adaptation.rounds in ends:
-                adaptation, tuning = close_window(kernel, adaptation, tuning)
+        waiting.add(event)
+        if kernel.step_size_per_chain or waiting.count >= adaptation.missing:
+            before = adaptation.rounds
+            adaptation, tuning = adapt(kernel, adaptation, tuning, *waiting.take(), target)
+            if adaptation.rounds > before:
+                bar.update()
+                if adaptation.rounds in ends:
+                    adaptation, tuning = close_window(kernel, adaptation, tuning)
         if collector is not None:
             collector.take(event)
         sent = tuning
@@ -137,3 +139,24 @@ def _adapted(
     mean_steps = float(torch.cat(steps[len(steps) // 2 :]).double().mean()) if steps else 1.0
     draws = None if kept is None else kept.read()
     return Warmed(Position(state, no_steps(state.z)), tuning, spent, draws, mean_steps)
+
+
+@final
+class _Waiting:
+    """Transitions that nothing has been learned from yet."""
+
+    def __init__(self, position: Position) -> None:
+        self.every = torch.arange(len(position.step), device=position.step.device)
+        """All chains."""
+        self._parts: list[tuple[Tensor, KernelState, Info]] = []
+        self.count = 0
+
+    def add(self, event: Finished) -> None:
+        rows = self.every if event.rows is None else event.rows
+        self._parts.append((rows, event.state, event.info))
+        self.count += len(rows)
+
+    def take(self) -> tuple[Tensor, KernelState, Info]:
+        rows, states, infos = zip(*self._parts, strict=True)
+        self._parts, self.count = [], 0
+        return torch.cat(rows), join_rows(states), join_rows(infos)
