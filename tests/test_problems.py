@@ -279,7 +279,7 @@ def test_suspects_hold_the_worst_component():
     idata = inference_data.build({"z": z}, {}, {})
     some = inference_data.suspects(idata)
     names = inference_data.names(some, "posterior")
-    assert len(names) == 16 and {"z[17]", "z[41]"} <= set(names)
+    assert len(names) == inference_data.MOST_SUSPECTS and {"z[17]", "z[41]"} <= set(names)
     assert inference_data.worst_rhat(some) == inference_data.worst_rhat(idata)
-    few = inference_data.build({"z": z[..., :16]}, {}, {})
+    few = inference_data.build({"z": z[..., : inference_data.MOST_SUSPECTS]}, {}, {})
     assert inference_data.suspects(few) is few

@@ -17,7 +17,7 @@ from helpers import Counting, draws_of, gumbel, normal, quiet_sample, rng, small
 import pyro_gebm as pg
 from pyro_gebm import inference_data
 from pyro_gebm.inference_data import Store
-from pyro_gebm.inference_data.diagnostics import suspects
+from pyro_gebm.inference_data.diagnostics import MOST_SUSPECTS, suspects
 from pyro_gebm.mcmc import draws as draws_module
 
 JUMPS = pg.GlobalMoves(num_proposals=3, every=2)
@@ -374,7 +374,7 @@ def test_checks_of_a_large_run_read_little_and_see_as_much(dims):
     idata = badly_mixed(dims)
     some = inference_data.abridged(idata, most=10_000)
     numbers = sum(array.size for array in groups_of(some)["posterior"].data_vars.values())
-    assert numbers <= 10_000 + 6 * 16
+    assert numbers <= 10_000 + 6 * MOST_SUSPECTS
     told, all_told = (inference_data.problems(each) for each in (some, idata))
     assert [text[:20] for text in told] == [text[:20] for text in all_told]
     assert f"z[{dims // 2}]" in "".join(inference_data.names(some, "posterior")) or dims == 3
@@ -383,7 +383,7 @@ def test_checks_of_a_large_run_read_little_and_see_as_much(dims):
     assert dims == 3 or set(inference_data.names(some, "posterior")) <= {
         f"z[{place}]" for place in range(dims)
     }
-    assert len(suspects(some)["posterior"].data_vars) == (1 if dims == 3 else 16)
+    assert len(suspects(some)["posterior"].data_vars) == (1 if dims == 3 else MOST_SUSPECTS)
 
 
 def test_bfmi_of_a_share_is_that_of_neighbours():

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,12 @@ def rhat(idata: InferenceData, name: str = "z") -> NDArray[Any]:
 
     A single chain is compared with itself, first half with second, each split again.
     """
-    draws = values(idata, name)
-    if len(draws) == 1:
-        half = draws.shape[1] // 2
-        draws = np.concatenate([draws[:, :half], draws[:, -half:]])
-    return _diagnose(az.rhat, draws, name)
+    return _rhats(idata, [name])[name]
 
 
 def ess(idata: InferenceData, name: str = "z", method: str = "bulk") -> NDArray[Any]:
     """Effective sample size of every component, ``method`` "bulk", "tail" or "mean"."""
-    return _diagnose(lambda data: az.ess(data, method=method), values(idata, name), name)
+    return _sizes(idata, [name], method)[name]
 
 
 def worst_rhat(idata: InferenceData) -> float:
@@ -53,15 +50,15 @@ def least_ess(idata: InferenceData, method: str = "bulk") -> float:
 def worst_component(idata: InferenceData) -> tuple[float, str]:
     """The largest R-hat and whose it is, such as "z[3]"."""
     # NumPy's argmax stops at a nan, so what cannot be judged is not passed over.
-    return _extreme(idata, rhat, np.argmax)
+    return _extreme(_rhats(idata, latent_names(idata)), np.argmax)
 
 
 def scarcest_component(idata: InferenceData, method: str = "bulk") -> tuple[float, str]:
     """The smallest effective sample size and whose it is."""
-    return _extreme(idata, lambda idata, name: ess(idata, name, method), np.argmin)
+    return _extreme(_sizes(idata, latent_names(idata), method), np.argmin)
 
 
-MOST_SUSPECTS = 16
+MOST_SUSPECTS = 8
 """Components that are looked at where there are many: ranks and autocorrelations take time."""
 
 
@@ -190,21 +187,31 @@ def _variance(draws: NDArray[np.float64], axis: int) -> Any:
 
 
 def _extreme(
-    idata: InferenceData,
-    diagnostic: Callable[[InferenceData, str], NDArray[Any]],
-    pick: Callable[[NDArray[Any]], Any],
+    figures: dict[str, NDArray[Any]], pick: Callable[[NDArray[Any]], Any]
 ) -> tuple[float, str]:
     found = []
-    for name in latent_names(idata):
-        figures = diagnostic(idata, name)
-        place = np.unravel_index(int(pick(figures)), figures.shape)
+    for name, of_one in figures.items():
+        place = np.unravel_index(int(pick(of_one)), of_one.shape)
         index = f"[{', '.join(map(str, place))}]" if place else ""
-        found.append((float(figures[place]), name + index))
+        found.append((float(of_one[place]), name + index))
     return found[int(pick(np.array([figure for figure, _ in found])))]
 
 
-def _diagnose(diagnostic: Any, draws: NDArray[Any], name: str) -> NDArray[Any]:
+def _rhats(idata: InferenceData, names: list[str]) -> dict[str, NDArray[Any]]:
+    draws = {name: values(idata, name) for name in names}
+    if len(draws[names[0]]) == 1:
+        half = draws[names[0]].shape[1] // 2
+        halves = {n: np.concatenate([d[:, :half], d[:, -half:]]) for n, d in draws.items()}
+        idata = build(halves, {}, {})
+    return _diagnose(az.rhat, idata, names)
+
+
+def _sizes(idata: InferenceData, names: list[str], method: str) -> dict[str, NDArray[Any]]:
+    return _diagnose(partial(az.ess, method=method), idata, names)
+
+
+def _diagnose(diagnostic: Any, idata: InferenceData, names: list[str]) -> dict[str, NDArray[Any]]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        result = diagnostic(build({name: draws}, {}, {}))
-    return np.asarray(result[name].values)
+        result = diagnostic(idata, var_names=names)
+    return {name: np.asarray(result[name].values) for name in names}
