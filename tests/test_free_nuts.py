@@ -52,7 +52,7 @@ def test_stopping_all_chains_at_one_step_is_seen(monkeypatch):
     def newest(self):
         z, energy, info = honest(self)
         every = torch.arange(len(z))
-        return self._fields["z"][every, self.count - 1][:, None], energy[:, :1], info
+        return self._rooms["z"][self.count - 1, every][:, None], energy[:, :1], info
 
     honest = Buffers.read
     monkeypatch.setattr(Buffers, "full", is_over)

@@ -1,7 +1,7 @@
 """What a run returns, and the buffers that it fills."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, final
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -86,10 +86,12 @@ class Buffers:
         self.num_samples = num_samples
         self.count = torch.zeros(num_chains, dtype=torch.int64)
         """Draws of each chain, where they run freely."""
-        self._dtype, self._sink = dtype, sink
+        self._dtypes = {} if dtype is None else {"z": dtype}
+        self._sink = sink
         self._room = num_samples if sink is None else min(num_samples, WINDOW)
         self._sent = torch.zeros_like(self.count)
-        self._fields: dict[str, Tensor] = {}
+        self._rooms: dict[str, Tensor] = {}
+        """Draws first: all chains' next ones are then written side by side."""
         self._in_step = _InStep(0, [])
         self._loose: list[_Loose] = []
         self._num_full = 0
@@ -123,8 +125,10 @@ class Buffers:
     def _write_loose(self) -> None:
         if self._loose:
             rows, places, fields = zip(*self._loose, strict=True)
-            joined = {name: torch.cat([draw[name] for draw in fields]) for name in fields[0]}
-            self._write((torch.cat(rows), torch.cat(places)), self._stored(joined), 1)
+            where = torch.cat(places), torch.cat(rows)
+            for name, column in _columns(fields):
+                values = torch.cat(column)
+                self._room_of(name, values)[where] = values.to("cpu", self._dtypes.get(name))
             self._loose = []
 
     def put_all(self, state: KernelState, info: Info) -> None:
@@ -138,13 +142,14 @@ class Buffers:
         self._write_loose()
         done, waiting = self._in_step
         if waiting:
-            columns = zip(*(_fields(*draw).items() for draw in waiting), strict=True)
-            stacked = {pairs[0][0]: torch.stack([v for _, v in pairs], 1) for pairs in columns}
-            end, fields = done + len(waiting), self._stored(stacked)
+            columns, end = _columns([_fields(*draw) for draw in waiting]), done + len(waiting)
             if self._sink is None:
-                self._write((slice(None), slice(done, end)), fields, 2)
+                for name, column in columns:
+                    _stack(column, self._room_of(name, column[0])[done:end])
             else:
-                self._sink(slice(0, len(self.count)), done, fields)
+                stacked = {name: torch.stack(column, 1) for name, column in columns}
+                stored = {n: f.to("cpu", self._dtypes.get(n)) for n, f in stacked.items()}
+                self._sink(slice(0, len(self.count)), done, stored)
             # One assignment: Ctrl-C must not find draws counted twice, or not at all.
             self._in_step = _InStep(end, [])
         elif self._sink is not None:
@@ -157,19 +162,17 @@ class Buffers:
         for row in rows.tolist():
             chain, first = slice(row, row + 1), int(self._sent[row])
             end = int(self.count[row])
-            sink(chain, first, {n: f[chain, : end - first] for n, f in self._fields.items()})
+            own = {n: room[: end - first, chain].transpose(0, 1) for n, room in self._rooms.items()}
+            sink(chain, first, own)
             self._sent[row] = end
 
-    def _stored(self, fields: dict[str, Tensor]) -> dict[str, Tensor]:
-        dtypes = {"z": self._dtype}
-        return {name: field.to("cpu", dtypes.get(name)) for name, field in fields.items()}
-
-    def _write(self, place: Any, fields: dict[str, Tensor], dims: int) -> None:
-        for name, field in fields.items():
-            if name not in self._fields:
-                shape = (len(self.count), self._room, *field.shape[dims:])
-                self._fields[name] = field.new_empty(shape)
-            self._fields[name][place] = field
+    def _room_of(self, name: str, like: Tensor) -> Tensor:
+        """(S, C, ...) for a field of which ``like`` has some rows."""
+        if name not in self._rooms:
+            shape = self._room, len(self.count), *like.shape[1:]
+            dtype = self._dtypes.get(name) or like.dtype
+            self._rooms[name] = torch.empty(shape, dtype=dtype)
+        return self._rooms[name]
 
     def whole(self) -> int:
         """Draws that every chain has."""
@@ -184,9 +187,22 @@ class Buffers:
         """z, U and Info of the draws that every chain has, where there is no sink."""
         self.flush()
         done = self.whole()
-        fields = {name: room[:, :done] for name, room in self._fields.items()}
+        fields = {name: room[:done].transpose(0, 1) for name, room in self._rooms.items()}
         z, energy = fields.pop("z"), fields.pop("potential_energy")
         return z, energy, Info(**fields)
+
+
+def _columns(draws: Sequence[dict[str, Tensor]]) -> list[tuple[str, list[Tensor]]]:
+    """By field: its values of each draw."""
+    return [(name, [draw[name] for draw in draws]) for name in draws[0]]
+
+
+def _stack(values: list[Tensor], room: Tensor) -> None:
+    """Values of several draws into their room on the CPU."""
+    if values[0].is_cpu and values[0].dtype == room.dtype:
+        torch.stack(values, out=room)
+    else:
+        room.copy_(torch.stack(values))
 
 
 def _fields(state: KernelState, info: Info) -> dict[str, Tensor]:
