@@ -16,6 +16,7 @@ from pyro_gebm.mcmc.averaging import (
     update_dual_averaging,
     update_moments,
 )
+from pyro_gebm.mcmc.gradients import uncompiled
 from pyro_gebm.mcmc.integrators import trajectory
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning
 from pyro_gebm.mcmc.length import Length, start_length, update_length
@@ -131,7 +132,7 @@ def start_adaptation(
     masses = torch.ones_like(state.z if groups > 1 else state.z[0])
     tuning = given or Tuning(ones * (kernel.step_size or 1.0), masses)
     if given is None and kernel.step_size is None and kernel.adapt_step_size:
-        own = kernel.level_potential(potential_fn)
+        own = kernel.level_potential(uncompiled(potential_fn))
         step, spent = find_step_size(own, state, tuning, generator, groups)
         tuning = tuning._replace(step_size=step)
     length = None

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar, final
 
@@ -145,6 +145,32 @@ class CompiledPotential(Wrapped):
         if function not in self._steps:
             self._steps[function] = Traced(partial(function, self._traceable), self._compiler)
         return self._steps[function]
+
+
+def uncompiled(potential_fn: PotentialFn) -> PotentialFn:
+    """For a few evaluations that are not worth compiling anything: what was to be compiled."""
+    return (
+        potential_fn.potential_fn if isinstance(potential_fn, CompiledPotential) else potential_fn
+    )
+
+
+def compiled_step(
+    potential_fn: PotentialFn, function: Callable[..., Any], inputs: Sequence[Tensor]
+) -> Callable[..., Any] | None:
+    """A function of a potential and tensors, compiled with a ``CompiledPotential``.
+
+    Args:
+        potential_fn: the potential.
+        function: gives a tuple of tensors.
+        inputs: tensors of the kind that it will be called with.
+
+    Returns:
+        It as a function of the tensors; ``None`` for any other potential, and where compiling
+        fails.
+    """
+    if not isinstance(potential_fn, CompiledPotential):
+        return None
+    return potential_fn.step(function).at(*inputs)
 
 
 @final

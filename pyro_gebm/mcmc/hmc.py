@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_gebm._checks import check_count, check_in_range
 from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc.gradients import compiled_step
 from pyro_gebm.mcmc.integrators import Landing, Proposal, fly, land, step_counts
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select
 from pyro_gebm.mcmc.random import Generator, normal, shared_jitter, uniform
@@ -90,7 +91,12 @@ def metropolis(
     momentum, noise = normal(state.z, generator), uniform(state.potential_energy, generator)
     scale = tuning.scale()
     end, flow = fly(potential_fn, state, scale, num_steps, momentum)
-    moved, landing = settle(state, momentum, noise, end, flow, scale)
+    inputs = *state[:3], *end[:3], momentum, noise, flow, scale
+    if (compiled := compiled_step(potential_fn, _settle_flat, inputs)) is not None:
+        z, energy, gradient, *rest = compiled(*inputs)
+        moved, landing = KernelState(z, energy, gradient), Landing(*rest)
+    else:
+        moved, landing = settle(state, momentum, noise, end, flow, scale)
     info = landing.info(step_counts(num_steps, state))
     return moved, Proposal(end, landing.momentum, info)
 
@@ -115,6 +121,14 @@ def settle(
     """
     landing = land(state.potential_energy, momentum, flow, scale, end)
     return select(noise < landing.accept_prob, end, state), landing
+
+
+def _settle_flat(_: PotentialFn, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """``settle`` of tensors alone."""
+    momentum, noise, flow, scale = tensors[6:]
+    state, end = KernelState(*tensors[:3]), KernelState(*tensors[3:6])
+    moved, landing = settle(state, momentum, noise, end, flow, scale)
+    return *moved[:3], *landing
 
 
 def with_length(info: Info, tuning: Tuning) -> Info:

@@ -5,12 +5,14 @@ equations need no mass matrix, and a leapfrog step within a trajectory costs two
 beside its gradient.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc.gradients import compiled_step
 from pyro_gebm.mcmc.kernel import Info, KernelState, Tuning, acceptance, evaluate, total_energy
 
 
@@ -82,12 +84,26 @@ def fly(
 
     The two half kicks between steps are one.
     """
-    end, flow = state, torch.addcmul(momentum, scale, state.z_grad, value=-0.5)
-    for left in range(num_steps, 0, -1):
-        end = evaluate(potential_fn, torch.addcmul(end.z, scale, flow))
-        if left > 1:
-            flow = torch.addcmul(flow, scale, end.z_grad, value=-1.0)
-    return end, flow
+    first = state.z, state.z_grad, momentum, scale, 0.5 * scale
+    hop = compiled_step(potential_fn, _hop, first) or partial(_hop, potential_fn)
+    z, energy, gradient, flow = hop(*first)
+    for _ in range(num_steps - 1):
+        z, energy, gradient, flow = hop(z, gradient, flow, scale, scale)
+    return KernelState(z, energy, gradient), flow
+
+
+def _hop(
+    potential_fn: PotentialFn,
+    z: Tensor,
+    gradient: Tensor,
+    flow: Tensor,
+    scale: Tensor,
+    kick: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A kick, a drift and the gradient there: z, U, ∇U and the momentum."""
+    flow = torch.addcmul(flow, kick, gradient, value=-1.0)
+    end = evaluate(potential_fn, torch.addcmul(z, scale, flow))
+    return end.z, end.potential_energy, end.z_grad, flow
 
 
 def land(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.gradients import FIRST_CALLS, CapturedPotential, CompiledPotential, record
+from pyro_gebm.mcmc.gradients import FIRST_CALLS, CapturedPotential, compiled_step, record
 from pyro_gebm.mcmc.integrators import leapfrog
 from pyro_gebm.mcmc.kernel import KernelState, Tuning, acceptance, kinetic_energy, take_rows
 from pyro_gebm.mcmc.nuts import advance_, summary, turns
@@ -82,7 +82,8 @@ class Advancer:
         inputs = tuple(x.contiguous() for x in given)
         self._calls += 1
         if self._calls == 1:
-            self._compile(inputs)
+            tensors = *self._tree, *self._slots, *inputs
+            self._compiled = compiled_step(self._potential_fn, _advance_flat, tensors)
         elif self._calls == FIRST_CALLS + 1:
             self._record(inputs)
         if self._graph is not None:
@@ -91,11 +92,6 @@ class Advancer:
             *ended, done = self._compiled(*self._tree, *self._slots, *inputs)
             return _chosen(_All(Ended(*ended), done))
         return advance_(self._potential_fn, self._tree, tuning, noise, momentum)
-
-    def _compile(self, inputs: tuple[Tensor, ...]) -> None:
-        if isinstance(self._potential_fn, CompiledPotential):
-            step = self._potential_fn.step(_advance_flat)
-            self._compiled = step.at(*self._tree, *self._slots, *inputs)
 
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
         if not (isinstance(self._potential_fn, CapturedPotential) and self._tree.edge.is_cuda):

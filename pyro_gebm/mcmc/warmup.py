@@ -15,6 +15,7 @@ from pyro_gebm.mcmc.adaptation import (
 )
 from pyro_gebm.mcmc.collect import Collector
 from pyro_gebm.mcmc.draws import Buffers, Position
+from pyro_gebm.mcmc.gradients import uncompiled
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, join_rows, put_rows_, take_rows
 from pyro_gebm.mcmc.random import Streams
 from pyro_gebm.mcmc.transitions import Finished, Moves, transitions
@@ -84,7 +85,7 @@ def warm_up(
     """
     if moves.global_moves is not None and moves.reference is None:
         raise ValueError("global_moves: expected a reference to propose from; got None")
-    state = moves.kernel.init(moves.potential_fn, z)
+    state = moves.kernel.init(uncompiled(moves.potential_fn), z)
     position = Position(state, no_steps(z))
     if tuning is not None and not warmup_steps:
         return Warmed(position, tuning, no_steps(z))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc import Reference
+from pyro_gebm.mcmc.gradients import uncompiled
 from pyro_gebm.mcmc.kernel import evaluate
 from pyro_gebm.model import GEBM
 from pyro_gebm.sampling.target import InitialParams, Model, Sites, Target
@@ -125,7 +126,7 @@ def redrawn(potential_fn: PotentialFn, reference: Reference, count: int) -> tupl
 
 def bad_rows(potential_fn: PotentialFn, start: Tensor) -> Tensor:
     """Chains whose position, potential or gradient is not finite, (C,) bool."""
-    state = evaluate(potential_fn, start)
+    state = evaluate(uncompiled(potential_fn), start)
     energy = state.potential_energy
     if energy.shape != (len(start),):
         raise ValueError(
