@@ -126,6 +126,8 @@ class _Graph(NamedTuple):
 def _chosen(found: _All) -> tuple[Tensor, Ended]:
     """The chains whose trees have ended, and their rows: copies."""
     rows = found.done.nonzero()[:, 0]
+    if not len(rows):  # as at most steps of few chains
+        return rows, Ended(*(field[:0] for field in found.ended))
     return rows, take_rows(found.ended, rows)
 
 
