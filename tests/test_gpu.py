@@ -14,7 +14,10 @@ from torch import nn
 
 import pyro_gebm as pg
 from pyro_gebm.data import ImageLoader, sample_toy
+from pyro_gebm.mcmc import KERNELS as KERNELS_OF
 from pyro_gebm.mcmc import NUTS, CapturedPotential, Tuning, masked_nuts, run
+from pyro_gebm.mcmc import draws as draws_module
+from pyro_gebm.mcmc.draws import Buffers
 from pyro_gebm.mcmc.gradients import FIRST_CALLS, value_and_grad
 from pyro_gebm.mcmc.random import GPU_BLOCK, Streams, normal
 from pyro_gebm.nets import MLPEnergy, MLPGenerator
@@ -123,6 +126,10 @@ def free_run(potential_fn, **settings):
     return run(kernel, potential_fn, z, **{"num_samples": 30, "warmup_steps": 30} | settings)
 
 
+def tuned(step_size):
+    return Tuning(torch.full((100,), step_size).cuda(), torch.ones(8).cuda())
+
+
 @pytest.fixture
 def recordings(monkeypatch):
     """What came of each try to record trees."""
@@ -149,12 +156,49 @@ def test_trees_with_a_wall_are_recorded_too(recordings):
     def walled(z):
         return torch.where(z[:, 0] < 1, 0.5 * (z**2).sum(-1), torch.inf)
 
-    start = {"tuning": Tuning(torch.full((100,), 0.7).cuda(), torch.ones(8).cuda())}
+    start = {"tuning": tuned(0.7)}
     runs = [free_run(f, warmup_steps=0, **start) for f in (walled, CapturedPotential(walled))]
     assert runs[0].info.diverging.any()
     assert len(recordings) == 1 and None not in recordings
     for one, other in zip(*(r.info for r in runs), strict=True):
         assert one is None or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kernel", ["NUTS", "HMC"])
+def test_what_is_compiled_is_recorded_too_and_changes_nothing(kernel, recordings):
+    gebm = conjugate(8).double()
+    settings = {"kernel": kernel, "num_chains": 100, "num_samples": 20, "warmup_steps": 20}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch.compile failed")
+        fast = quiet_sample(gebm, compile=True, **settings)
+    plain = quiet_sample(gebm, **settings)
+    one, other = (idata["posterior"]["z"].values for idata in (fast, plain))
+    assert np.abs(one - other)[:, :2].max() < 1e-6
+    if kernel == "NUTS":  # of warm-up and draws, twice
+        assert len(recordings) == 4 and None not in recordings
+
+
+@pytest.mark.parametrize("kernel", ["NUTS", "HMC"])
+def test_draws_written_beside_the_run_are_those_of_the_run(kernel, monkeypatch):
+    kept = []
+
+    def put_and_keep(buffers, *draw):
+        kept.append((draw[0], draw[-2].z))
+        return honest(buffers, *draw)
+
+    name = "put" if kernel == "NUTS" else "put_all"
+    honest = getattr(Buffers, name)
+    monkeypatch.setattr(Buffers, name, put_and_keep)
+    monkeypatch.setattr(draws_module, "FLUSH_BYTES", 2**14)
+    z = torch.randn(100, 8, generator=torch.Generator().manual_seed(2)).cuda()
+    settings = {"num_samples": 40, "warmup_steps": 0, "tuning": tuned(0.3)}
+    draws = run(KERNELS_OF[kernel](), CapturedPotential(deep_potential()), z, **settings)
+    if kernel == "HMC":
+        assert torch.equal(draws.z, torch.stack([point for _, point in kept], 1).cpu())
+        return
+    for chain in (0, 37, 99):
+        own = torch.cat([point[rows == chain] for rows, point in kept])
+        assert torch.equal(draws.z[chain], own[:40].cpu())
 
 
 def test_trees_of_a_curious_potential_are_grown_by_rows(recordings):

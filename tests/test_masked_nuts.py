@@ -9,9 +9,9 @@ from pyro_gebm.mcmc import CapturedPotential, Tuning
 from pyro_gebm.mcmc import masked_nuts as masked
 from pyro_gebm.mcmc.kernel import evaluate, take_rows
 from pyro_gebm.mcmc.masked_nuts import Advancer, advance_masked_
-from pyro_gebm.mcmc.nuts import advance_, plant_, told, tree_noise
+from pyro_gebm.mcmc.nuts import advance_, plant_, tree_noise
 from pyro_gebm.mcmc.random import normal, uniform
-from pyro_gebm.mcmc.tree import checkpoint_table, new_trees
+from pyro_gebm.mcmc.tree import checkpoint_table, new_trees, told
 
 CHAINS, DIM, DEPTH = 40, 3, 4
 

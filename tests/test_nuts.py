@@ -10,7 +10,7 @@ from helpers import make_tuning, normal, rng, run_chain
 from pyro_gebm.mcmc import NUTS, nuts
 from pyro_gebm.mcmc.integrators import leapfrog
 from pyro_gebm.mcmc.kernel import evaluate
-from pyro_gebm.mcmc.nuts import grow_, harvest, plant_, told, tree_noise, turns
+from pyro_gebm.mcmc.nuts import grow_, harvest, plant_, tree_noise, turns
 from pyro_gebm.mcmc.random import normal as normal_noise
 from pyro_gebm.mcmc.random import uniform
 from pyro_gebm.mcmc.tree import (
@@ -19,6 +19,7 @@ from pyro_gebm.mcmc.tree import (
     WHOLE,
     checkpoint_table,
     new_trees,
+    told,
     unpack,
 )
 

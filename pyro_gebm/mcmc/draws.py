@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from pyro_gebm.mcmc.kernel import Info, KernelState, Tuning
+from pyro_gebm.mcmc.writer import Writer
 
 FLUSH = 64
 """Transitions, or draws of all chains, that wait to be written together: fewer, larger copies."""
+
+FLUSH_BYTES = 2**25
+"""Positions that wait, at most: a device's copy of them is held until they are written."""
 
 WINDOW = 256
 """Draws of a chain that runs freely which are handed to a sink together."""
@@ -94,6 +98,7 @@ class Buffers:
         """Draws first: all chains' next ones are then written side by side."""
         self._in_step = _InStep(0, [])
         self._loose: list[_Loose] = []
+        self._writer = Writer()
         self._num_full = 0
 
     def has_room(self, rows: Tensor) -> Tensor | None:
@@ -128,13 +133,14 @@ class Buffers:
             where = torch.cat(places), torch.cat(rows)
             for name, column in _columns(fields):
                 values = torch.cat(column)
-                self._room_of(name, values)[where] = values.to("cpu", self._dtypes.get(name))
+                self._writer.write(values, self._room_of(name, values), where)
             self._loose = []
 
     def put_all(self, state: KernelState, info: Info) -> None:
         """One more draw of all chains, which have as many; written a few at a time."""
-        self._in_step.waiting.append((state, info))
-        if len(self._in_step.waiting) >= FLUSH:
+        waiting = self._in_step.waiting
+        waiting.append((state, info))
+        if len(waiting) >= FLUSH or len(waiting) * state.z.nbytes >= FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -145,7 +151,7 @@ class Buffers:
             columns, end = _columns([_fields(*draw) for draw in waiting]), done + len(waiting)
             if self._sink is None:
                 for name, column in columns:
-                    _stack(column, self._room_of(name, column[0])[done:end])
+                    self._write_stacked(column, self._room_of(name, column[0])[done:end])
             else:
                 stacked = {name: torch.stack(column, 1) for name, column in columns}
                 stored = {n: f.to("cpu", self._dtypes.get(n)) for n, f in stacked.items()}
@@ -159,12 +165,19 @@ class Buffers:
         """What some chains have in their rooms, which begin with the draw after the last sent."""
         if len(rows):
             self._write_loose()
+            self._writer.wait()
         for row in rows.tolist():
             chain, first = slice(row, row + 1), int(self._sent[row])
             end = int(self.count[row])
             own = {n: room[: end - first, chain].transpose(0, 1) for n, room in self._rooms.items()}
             sink(chain, first, own)
             self._sent[row] = end
+
+    def _write_stacked(self, values: list[Tensor], room: Tensor) -> None:
+        if values[0].is_cpu and values[0].dtype == room.dtype:
+            torch.stack(values, out=room)
+        else:
+            self._writer.write(torch.stack(values), room)
 
     def _room_of(self, name: str, like: Tensor) -> Tensor:
         """(S, C, ...) for a field of which ``like`` has some rows."""
@@ -186,6 +199,7 @@ class Buffers:
     def read(self) -> tuple[Tensor, Tensor, Info]:
         """z, U and Info of the draws that every chain has, where there is no sink."""
         self.flush()
+        self._writer.wait()
         done = self.whole()
         fields = {name: room[:done].transpose(0, 1) for name, room in self._rooms.items()}
         z, energy = fields.pop("z"), fields.pop("potential_energy")
@@ -195,14 +209,6 @@ class Buffers:
 def _columns(draws: Sequence[dict[str, Tensor]]) -> list[tuple[str, list[Tensor]]]:
     """By field: its values of each draw."""
     return [(name, [draw[name] for draw in draws]) for name in draws[0]]
-
-
-def _stack(values: list[Tensor], room: Tensor) -> None:
-    """Values of several draws into their room on the CPU."""
-    if values[0].is_cpu and values[0].dtype == room.dtype:
-        torch.stack(values, out=room)
-    else:
-        room.copy_(torch.stack(values))
 
 
 def _fields(state: KernelState, info: Info) -> dict[str, Tensor]:

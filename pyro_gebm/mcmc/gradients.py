@@ -89,7 +89,7 @@ class CapturedPotential(Wrapped):
         """U and ∇U at ``z`` (C, D): (C,) and (C, D)."""
         recording = self._recording(z) if z.is_cuda else None
         if recording is None:
-            return _differentiate(self.potential_fn, z)
+            return value_and_grad(self.potential_fn, z)
         recording.z.copy_(z)
         recording.graph.replay()
         # The next replay writes to the same place.
@@ -220,7 +220,7 @@ def _record(potential_fn: PotentialFn, z: Tensor) -> _Recording | None:
     place = z.detach().clone()
 
     def work() -> tuple[Tensor, Tensor]:
-        return _differentiate(potential_fn, place)
+        return value_and_grad(potential_fn, place)
 
     with torch.cuda.device(z.device):
         recorded = record(work, rehearsal=work)

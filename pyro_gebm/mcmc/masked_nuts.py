@@ -7,6 +7,7 @@ CPU all but the matrix products become a single loop over the chains.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, final
 
 import torch
@@ -16,7 +17,7 @@ from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.gradients import FIRST_CALLS, CapturedPotential, compiled_step, record
 from pyro_gebm.mcmc.integrators import leapfrog
 from pyro_gebm.mcmc.kernel import KernelState, Tuning, acceptance, kinetic_energy, take_rows
-from pyro_gebm.mcmc.nuts import advance_, summary, turns
+from pyro_gebm.mcmc.nuts import advance_, turns
 from pyro_gebm.mcmc.tree import (
     ENERGY,
     LEAF,
@@ -29,6 +30,7 @@ from pyro_gebm.mcmc.tree import (
     checkpoint_table,
     momentum_of,
     pack,
+    summary,
     unpack,
 )
 
@@ -89,23 +91,29 @@ class Advancer:
         if self._graph is not None:
             return _chosen(self._graph(inputs))
         if self._compiled is not None:
-            *ended, done = self._compiled(*self._tree, *self._slots, *inputs)
-            return _chosen(_All(Ended(*ended), done))
+            return _chosen(self._compiled(*self._tree, *self._slots, *inputs))
         return advance_(self._potential_fn, self._tree, tuning, noise, momentum)
 
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
         if not (isinstance(self._potential_fn, CapturedPotential) and self._tree.edge.is_cuda):
             return
-        plain = self._potential_fn.potential_fn
         rooms = tuple(x.clone() for x in inputs)
         trial = Tree(*(field.clone() for field in self._tree))
+        advance = _masked(self._potential_fn.potential_fn, (*trial, *self._slots, *rooms))
         with torch.cuda.device(trial.edge.device):
+            advance(*trial, *self._slots, *rooms)  # kernels are built at their first call
             recorded = record(
-                lambda: advance_masked_(plain, self._tree, self._slots, *rooms),
-                rehearsal=lambda: advance_masked_(plain, trial, self._slots, *rooms),
+                lambda: advance(*self._tree, *self._slots, *rooms),
+                rehearsal=lambda: advance(*trial, *self._slots, *rooms),
             )
         if recorded is not None:
             self._graph = _Graph(recorded[0], rooms, recorded[1])
+
+
+def _masked(potential_fn: PotentialFn, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """``advance_masked_`` of tensors alone; compiled, if the potential is to be."""
+    compiled = compiled_step(potential_fn, _advance_flat, tensors)
+    return compiled or partial(_advance_flat, potential_fn)
 
 
 class _Graph(NamedTuple):
@@ -114,21 +122,22 @@ class _Graph(NamedTuple):
     graph: Any
     rooms: tuple[Tensor, ...]
     """What it reads beside the trees."""
-    written: _All
+    written: tuple[Tensor, ...]
 
-    def __call__(self, inputs: tuple[Tensor, ...]) -> _All:
+    def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         for room, given in zip(self.rooms, inputs, strict=True):
             room.copy_(given)
         self.graph.replay()
         return self.written
 
 
-def _chosen(found: _All) -> tuple[Tensor, Ended]:
+def _chosen(found: tuple[Tensor, ...]) -> tuple[Tensor, Ended]:
     """The chains whose trees have ended, and their rows: copies."""
-    rows = found.done.nonzero()[:, 0]
+    *fields, done = found
+    ended, rows = Ended(*fields), done.nonzero()[:, 0]
     if not len(rows):  # as at most steps of few chains
-        return rows, Ended(*(field[:0] for field in found.ended))
-    return rows, take_rows(found.ended, rows)
+        return rows, Ended(*(field[:0] for field in ended))
+    return rows, take_rows(ended, rows)
 
 
 def _advance_flat(potential_fn: PotentialFn, *tensors: Tensor) -> tuple[Tensor, ...]:

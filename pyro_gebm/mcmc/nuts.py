@@ -39,6 +39,8 @@ from pyro_gebm.mcmc.tree import (
     momentum_of,
     new_trees,
     pack,
+    summary,
+    told,
     unpack,
 )
 
@@ -270,37 +272,3 @@ def harvest(tree: Tree, rows: Tensor) -> Ended:
         landed = torch.where(diverging[:, None], tree.left[rows], tree.edge[rows])
         point = torch.where(fresh[:, None], landed, point)
     return summary(point, tree.numbers[rows], tree.counts[rows], diverging, fresh, tree.num_slots)
-
-
-def summary(
-    point: Tensor,
-    numbers: Tensor,
-    counts: Tensor,
-    diverging: Tensor,
-    fresh: Tensor,
-    max_tree_depth: int,
-) -> Ended:
-    """What is told of trees, given where their chains are and rows of their fields."""
-    _, depth, num_steps = counts.unbind(1)
-    accept_prob = numbers[:, ACCEPT] / num_steps.clamp(min=1)
-    told = accept_prob, numbers[:, ENERGY], numbers[:, DRAW_ERROR], numbers[:, WORST]
-    flags = diverging, depth >= max_tree_depth, fresh
-    return Ended(point, torch.stack(told, 1), counts[:, DEPTH:], torch.stack(flags, 1))
-
-
-def told(ended: Ended) -> tuple[KernelState, Info]:
-    """Where chains are whose trees have ended, and what the reader is told of them: views."""
-    accept_prob, hamiltonian, error, worst = ended.numbers.unbind(1)
-    depth, num_steps = ended.counts.unbind(1)
-    diverging, reached, _ = ended.flags.unbind(1)
-    info = Info(
-        accept_prob=accept_prob,
-        diverging=diverging,
-        num_steps=num_steps,
-        hamiltonian=hamiltonian,
-        energy_error=error,
-        tree_depth=depth,
-        max_energy_error=worst,
-        reached_max_treedepth=reached,
-    )
-    return unpack(ended.point)[0], info

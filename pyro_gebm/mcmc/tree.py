@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_gebm.mcmc.kernel import KernelState
+from pyro_gebm.mcmc.kernel import Info, KernelState
 
 ENERGY, DRAW_ERROR, WEIGHT, SUB_ERROR, SUB_WEIGHT, STEP, ACCEPT, WORST = range(8)
 LEAF, DEPTH, STEPS = range(3)
@@ -97,6 +97,40 @@ def momentum_of(point: Tensor) -> Tensor:
     """p, a view of ``point``."""
     dim = point.shape[-1] // 3
     return point.narrow(-1, 2 * dim, dim)
+
+
+def summary(
+    point: Tensor,
+    numbers: Tensor,
+    counts: Tensor,
+    diverging: Tensor,
+    fresh: Tensor,
+    max_tree_depth: int,
+) -> Ended:
+    """What is told of trees, given where their chains are and rows of their fields."""
+    _, depth, num_steps = counts.unbind(1)
+    accept_prob = numbers[:, ACCEPT] / num_steps.clamp(min=1)
+    told = accept_prob, numbers[:, ENERGY], numbers[:, DRAW_ERROR], numbers[:, WORST]
+    flags = diverging, depth >= max_tree_depth, fresh
+    return Ended(point, torch.stack(told, 1), counts[:, DEPTH:], torch.stack(flags, 1))
+
+
+def told(ended: Ended) -> tuple[KernelState, Info]:
+    """Where chains are whose trees have ended, and what the reader is told of them: views."""
+    accept_prob, hamiltonian, error, worst = ended.numbers.unbind(1)
+    depth, num_steps = ended.counts.unbind(1)
+    diverging, reached, _ = ended.flags.unbind(1)
+    info = Info(
+        accept_prob=accept_prob,
+        diverging=diverging,
+        num_steps=num_steps,
+        hamiltonian=hamiltonian,
+        energy_error=error,
+        tree_depth=depth,
+        max_energy_error=worst,
+        reached_max_treedepth=reached,
+    )
+    return unpack(ended.point)[0], info
 
 
 def new_trees(state: KernelState, max_tree_depth: int) -> Tree:

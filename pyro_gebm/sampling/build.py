@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.gradients import CapturedPotential, CompiledPotential, Wrapped
+from pyro_gebm.mcmc.gradients import CapturedPotential, CompiledPotential
 from pyro_gebm.mcmc.kernel import evaluate
 from pyro_gebm.mcmc.random import seed_global
 from pyro_gebm.model import GEBM
@@ -54,7 +54,7 @@ def build_target(
 
 
 def compiled(target: Target, device: torch.device) -> Target:
-    """The target with its potential compiled; on a CUDA device, recorded.
+    """The target with its potential compiled; on a CUDA device that is recorded, too.
 
     Raises:
         ValueError: it is that of a Pyro model.
@@ -65,12 +65,13 @@ def compiled(target: Target, device: torch.device) -> Target:
             "compile: expected False with a Pyro model, whose potential is written down after its "
             "first calls in any case; got True; leave it out"
         )
-    wanted = CapturedPotential if device.type == "cuda" else CompiledPotential
-    if isinstance(potential_fn, wanted):
-        return target
-    if isinstance(potential_fn, Wrapped):
+    if isinstance(potential_fn, CapturedPotential):
         potential_fn = potential_fn.potential_fn
-    return target._replace(potential_fn=wanted(potential_fn))
+    if not isinstance(potential_fn, CompiledPotential):
+        potential_fn = CompiledPotential(potential_fn)
+    if device.type == "cuda":
+        potential_fn = CapturedPotential(potential_fn)
+    return target._replace(potential_fn=potential_fn)
 
 
 def in_chunks(target: Target, chunk_size: int | None) -> Target:

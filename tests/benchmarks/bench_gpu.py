@@ -4,7 +4,9 @@
 
 First table: microseconds of one batched value and gradient, by autograd and replayed from a CUDA
 graph (``CapturedPotential``), and of one gradient inside each kernel, all else included. Second
-table: ESS a second, warm-up in, compilation apart. All matrix products are float32 proper.
+table: ESS a second, warm-up in, compilation (of ours: a first short run) apart; "+compiled" is what
+``sample(compile=True)`` does, which records what it has compiled. All matrix products are float32
+proper.
 """
 
 import os
@@ -28,7 +30,7 @@ from tables import tell, write
 from targets import TARGETS, TORCH, Target
 from torch import Tensor
 
-from pyro_gebm.mcmc import KERNELS, CapturedPotential, Draws, Kernel, run
+from pyro_gebm.mcmc import KERNELS, CapturedPotential, CompiledPotential, Draws, Kernel, run
 from pyro_gebm.mcmc.gradients import value_and_grad
 
 SCORED = 64
@@ -52,7 +54,9 @@ def main() -> None:
         start = torch.from_numpy(target.start(chains, 0)).to(given.device)
         results.append(gradients(target, start, given.rounds))
         results += [inside(target, name, start) for name in ("ChEES", "HMC", "MALA", "NUTS")]
-        results += [ours(target, name, start, given.rounds) for name in ("ChEES", "HMC", "NUTS")]
+        for how in ("", "+compiled"):
+            names = [kernel + how for kernel in ("ChEES", "HMC", "NUTS")]
+            results += [ours(target, name, start, given.rounds) for name in names]
         results += [peer(target, name, chains, given.rounds) for name in given.peers]
         if given.out:
             write(given.out, results)
@@ -123,10 +127,13 @@ def sample(
 
 
 def ours(target: Target, name: str, start: Tensor, rounds: int) -> dict[str, Any]:
-    potential = CapturedPotential(potential_on(target, start.device))
-    sample(potential, KERNELS[name](), start, 5, 5)
-    runs = [sample(potential, KERNELS[name](), start, 100, 100, seed) for seed in range(rounds)]
-    return rates(f"ours {name}", len(start), [(r["z"], r["seconds"]) for r in runs], 0.0)
+    kernel, compiled = name.removesuffix("+compiled"), name.endswith("+compiled")
+    plain = potential_on(target, start.device)
+    potential = CapturedPotential(CompiledPotential(plain) if compiled else plain)
+    once = sample(potential, KERNELS[kernel](), start, 5, 5)["seconds"] if compiled else 0.0
+    sample(potential, KERNELS[kernel](), start, 5, 5)
+    runs = [sample(potential, KERNELS[kernel](), start, 100, 100, seed) for seed in range(rounds)]
+    return rates(f"ours {name}", len(start), [(r["z"], r["seconds"]) for r in runs], once)
 
 
 def peer(target: Target, name: str, chains: int, rounds: int) -> dict[str, Any]:
