@@ -37,6 +37,7 @@ class Mixture(nn.Module):
 class Problem(NamedTuple):
     gebm: pg.GEBM
     masses: np.ndarray
+    """Of what is nearest to each mean: modes 5 scales apart reach a little into each other's."""
     means: np.ndarray
 
     def start(self, chains, mode=0):
@@ -53,8 +54,16 @@ def problem(masses, means, scale, spread):
     masses = np.asarray(masses, dtype=float) / np.sum(masses)
     loc = torch.zeros(means.shape[1])
     prior = pg.LatentPrior(dist.Normal(loc, torch.full_like(loc, spread)).to_event(1))
-    energy = Mixture(masses, means, scale, spread)
-    return Problem(pg.GEBM(pg.Base(nn.Identity(), prior), energy), masses, means)
+    gebm = pg.GEBM(pg.Base(nn.Identity(), prior), Mixture(masses, means, scale, spread))
+    return Problem(gebm, shares(masses, means, scale), means)
+
+
+def shares(masses, means, scale, draws=400_000):
+    """Of exact draws that are nearest to each mean."""
+    random = np.random.default_rng(0)
+    modes = random.choice(len(masses), draws, p=masses)
+    x = means[modes] + scale * random.standard_normal((draws, means.shape[1]))
+    return np.bincount(label_modes(x[None], means)[0], minlength=len(means)) / draws
 
 
 def ring():
@@ -98,7 +107,7 @@ def test_defaults_find_every_mode(make):
     # the test asks that this error be small, and that there be no other.
     assert (np.abs(found.occupancy - made.masses) < 4 * found.mcse).all()
     assert (found.mcse / made.masses).max() < 0.1
-    assert found.total_variation <= 0.03
+    assert found.total_variation <= 0.02
 
 
 def test_tempering_finds_modes_far_from_the_base():
