@@ -161,6 +161,14 @@ def test_sample_crosses_between_modes_as_asked(
     assert {"global_moves", "tempering"} & set(attributes) == ({attribute} if attribute else set())
 
 
+def test_compiling_is_asked_of_sample(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--num-chains", "4", "--num-samples", "10", "--warmup-steps", "20"]
+    argv = ["sample", str(run_folder), "--out", str(tmp_path), *sizes, "--compile"]
+    assert "compile: expected False" in refused(capsys, *argv, "--tempering", "3")
+
+
 def test_evaluate_compares_at_equal_gradients(
     run_folder: Path,
     tmp_path: Path,

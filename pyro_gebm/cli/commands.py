@@ -141,6 +141,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
             thinning=arguments.thinning,
             global_moves=None if arguments.global_moves == "off" else "auto",
             tempering=arguments.tempering,
+            compile=arguments.compile,
             seed=arguments.seed,
         )
     inference_data.save(idata, out.idata)

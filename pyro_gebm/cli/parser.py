@@ -172,6 +172,8 @@ def _add_sample(subparsers: Subparsers) -> None:
     )
     text = "draw ranks, traces, autocorrelation and the chains in motion"
     sample.add_argument("--pictures", action="store_true", help=text)
+    text = "compile the sampler for this model first, which takes some ten seconds"
+    sample.add_argument("--compile", action="store_true", help=text)
     sample.add_argument("--thinning", type=as_count, default=1, help="transitions per draw kept")
     _add_place_options(sample)
     _add_run_options(sample, out=None)

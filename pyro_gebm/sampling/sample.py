@@ -104,12 +104,12 @@ def sample(
             at the end, for no longer than the timeout of
             ``torch.distributed.init_process_group``: give one above the time of warm-up. If one
             fails, all raise.
-        compile: make value and gradient of a GEBM's or a given potential, and the trees of NUTS,
-            into compiled functions (``torch.compile``), after six to thirty seconds that are paid
-            once: NUTS 1.2 to 1.7 times as fast with small networks, HMC and ChEES 0.9 to 1.4
-            times. With ``chunk_size`` or ``distributed`` the potential alone. On a CUDA device
-            both are recorded in place of that, a GEBM's in any case. Not with tempering, nor
-            with models and kernels of Pyro.
+        compile: write down what a step does with a GEBM's or a given potential, and compile it
+            (``torch._inductor``), after six to fifteen seconds that are paid once: with small
+            networks or few chains NUTS 2 to 4 times as fast, HMC, ChEES and MALA 1.2 to 2 times.
+            With ``chunk_size`` or ``distributed`` the potential alone. On a CUDA device it is
+            recorded as well. Not with tempering, nor with models and kernels of Pyro, nor of
+            potentials that look at their values.
         resume: go on where this earlier result ended, with its tuning and noise, in place of
             starts and warm-up: the draws are those that the earlier run would have made next.
             Model and settings must be the same; the kernel's name and ``num_chains`` are taken
