@@ -24,6 +24,9 @@ from targets import TARGETS, Counted, Target  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import pyro_gebm as pg  # noqa: E402
+from pyro_gebm._types import PotentialFn  # noqa: E402
+from pyro_gebm.mcmc import CompiledPotential  # noqa: E402
+from pyro_gebm.mcmc.gradients import value_and_grad  # noqa: E402
 
 KERNELS = ["NUTS", "HMC", "ChEES", "MALA", "Kinetic"]
 STEP_SIZE = 0.2
@@ -34,7 +37,8 @@ class Timed(NamedTuple):
 
     idata: Any
     seconds: float
-    potential_fn: Counted
+    gradients: int
+    """Of the batch, in draws."""
 
 
 def main() -> None:
@@ -45,6 +49,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gradients", type=int, default=300, help="per kernel and round")
     parser.add_argument("--out", type=Path, help="where to write the JSON")
+    text = "a compiled potential, inside and alone; the table of overheads only"
+    parser.add_argument("--compiled", action="store_true", help=text)
     parser.add_argument("--quick", action="store_true", help="64 chains, 3 rounds, 100 gradients")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -52,22 +58,28 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for target in (TARGETS[name]() for name in arguments.targets):
         for chains in arguments.chains:
-            results += overhead(target, chains, arguments.rounds, arguments.gradients)
-            results.append(waste(target, chains))
-    if not arguments.quick:
+            how = arguments.rounds, arguments.gradients, arguments.compiled
+            results += overhead(target, chains, *how)
+            if not arguments.compiled:
+                results.append(waste(target, chains))
+    if not (arguments.quick or arguments.compiled):
         results += economy(TARGETS["mlp"](), arguments.rounds)
     if arguments.out:
         write(arguments.out, results)
 
 
-def overhead(target: Target, chains: int, rounds: int, gradients: int) -> list[dict[str, Any]]:
+def overhead(
+    target: Target, chains: int, rounds: int, gradients: int, compiled: bool
+) -> list[dict[str, Any]]:
     """Seconds of a gradient inside each kernel over those of a bare one."""
+    plain = target.torch_potential()
+    potential_fn = CompiledPotential(plain) if compiled else plain
     start = torch.from_numpy(target.start(chains, 0, "base" if target.modes is None else "exact"))
     bare, found = [], {name: [] for name in KERNELS}
     for round_ in range(rounds):
-        bare.append(bare_gradient(target, start, gradients))
+        bare.append(bare_gradient(potential_fn, start, gradients))
         for name in KERNELS:
-            found[name].append(kernel_gradient(name, target, start, gradients, seed=round_))
+            found[name].append(kernel_gradient(name, potential_fn, start, gradients, seed=round_))
     results = []
     for name, seconds in found.items():
         ratios = [inside / alone for inside, alone in zip(seconds, bare, strict=True)]
@@ -83,33 +95,37 @@ def overhead(target: Target, chains: int, rounds: int, gradients: int) -> list[d
     return results
 
 
-def bare_gradient(target: Target, start: Tensor, repeats: int) -> float:
-    """Seconds of one batched value and gradient, by torch alone."""
-    potential_fn = target.torch_potential()
+def bare_gradient(potential_fn: PotentialFn, start: Tensor, repeats: int) -> float:
+    """Seconds of one batched value and gradient."""
+    value_and_grad(potential_fn, start)  # compiled
     with watch() as spent:
         for _ in range(repeats):
-            z = start.detach().requires_grad_(True)
-            torch.autograd.grad(potential_fn(z).sum(), z)
+            value_and_grad(potential_fn, start)
     return spent.wall / repeats
 
 
-def kernel_gradient(name: str, target: Target, start: Tensor, gradients: int, seed: int) -> float:
+def kernel_gradient(
+    name: str, potential_fn: PotentialFn, start: Tensor, gradients: int, seed: int
+) -> float:
     """Seconds of one batched gradient within a run, found as the slope of two lengths."""
     try:
         kernel = getattr(pg, name)(step_size=STEP_SIZE)
-        per_draw = sample(kernel, target, start, 0, 10, seed).potential_fn.calls / 10
-        short = sample(kernel, target, start, 0, 2, seed)
-        long = sample(kernel, target, start, 0, 2 + max(8, round(gradients / per_draw)), seed)
+        per_draw = sample(kernel, potential_fn, start, 0, 10, seed).gradients / 10
+        short = sample(kernel, potential_fn, start, 0, 2, seed)
+        draws = 2 + max(8, round(gradients / per_draw))
+        long = sample(kernel, potential_fn, start, 0, draws, seed)
     except (AttributeError, ValueError):  # ChEES wants several chains
         return float("nan")
-    return (long.seconds - short.seconds) / (long.potential_fn.calls - short.potential_fn.calls)
+    return (long.seconds - short.seconds) / (long.gradients - short.gradients)
 
 
 def waste(target: Target, chains: int) -> dict[str, Any]:
     """Gradients that NUTS computed for the batch, over those its chains needed."""
     start = torch.from_numpy(target.start(chains, 0, "base" if target.modes is None else "exact"))
-    short, long = (sample(pg.NUTS(), target, start, 100, draws, 0) for draws in (1, 51))
-    computed = long.potential_fn.positions - short.potential_fn.positions
+    counted = [Counted(target.torch_potential()) for _ in range(2)]
+    sample(pg.NUTS(), counted[0], start, 100, 1, 0)
+    long = sample(pg.NUTS(), counted[1], start, 100, 51, 0)
+    computed = counted[1].positions - counted[0].positions
     needed = int(long.idata["sample_stats"]["n_steps"].values[:, 1:].sum())
     return tell(
         {
@@ -139,15 +155,17 @@ def economy(target: Target, rounds: int) -> list[dict[str, Any]]:
 
 def sampling_rate(kernel: str, target: Target, start: Tensor, warmup: int, seed: int) -> float:
     """ESS of z and z², the lesser, a second of 50 draws; the warm-up is taken away."""
-    short, long = (sample(kernel, target, start, warmup, draws, seed) for draws in (1, 51))
+    potential_fn = target.torch_potential()
+    short, long = (sample(kernel, potential_fn, start, warmup, draws, seed) for draws in (1, 51))
     z = long.idata["posterior"]["z"].values.astype(float)
     least = min(diagnose("ess", z).min(), diagnose("ess", z**2).min())
     return float(least / (long.seconds - short.seconds))
 
 
-def sample(kernel: Any, target: Target, start: Tensor, warmup: int, draws: int, seed: int) -> Timed:
-    """``pg.sample`` of a counted potential. The same seed has the same warm-up at any length."""
-    potential_fn = Counted(target.torch_potential())
+def sample(
+    kernel: Any, potential_fn: PotentialFn, start: Tensor, warmup: int, draws: int, seed: int
+) -> Timed:
+    """``pg.sample``. The same seed has the same warm-up at any length."""
     with watch() as spent, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         idata = pg.sample(
@@ -162,7 +180,8 @@ def sample(kernel: Any, target: Target, start: Tensor, warmup: int, draws: int, 
             progress=False,
         )
     # Diagnostics come after the run and are no part of it.
-    return Timed(idata, float(idata.attrs.get("sampling_time", spent.wall)), potential_fn)
+    seconds = float(idata.attrs.get("sampling_time", spent.wall))
+    return Timed(idata, seconds, int(idata.attrs["batch_steps"]))
 
 
 if __name__ == "__main__":
