@@ -24,29 +24,22 @@ class Compiler:
         """Functions are compiled, as far as is known."""
         self._what = what
 
-    def compiled(self, function: F, otherwise: F | None = None) -> F:
-        """The function, compiled at its first call.
-
-        Args:
-            function: what is compiled. It may change tensors in place: compiling ends before it
-                does so for the first time.
-            otherwise: the same in a form that is better left alone; ``None``: ``function``.
-        """
-        plain = otherwise or function
+    def compiled(self, function: F) -> F:
+        """The function, compiled at its first call."""
         if not self.works:
-            return plain
+            return function
         fast: list[Callable[..., Any]] = []
 
         def run(*inputs: Any) -> Any:
             if not self.works:
-                return plain(*inputs)
+                return function(*inputs)
             try:
                 if not fast:
                     fast.append(torch.compile(function))
                 return fast[0](*inputs)
             except Exception as error:
                 # An error of the function itself comes again, as its own, from the line below.
-                value = plain(*inputs)
+                value = function(*inputs)
                 self.give_up(error)
                 return value
 
@@ -67,11 +60,12 @@ class Traced:
     """A function of tensors, written down and compiled once for each kind of inputs.
 
     Unlike ``torch.compile`` it asks nothing at a call, which takes longer than a small network
-    does: what Python decides within is decided once, and shapes, strides and types at the call
+    does: what Python decides within is decided once, and shapes, types and devices at the call
     are those of the kind. Tensors that the function knows from elsewhere may change in place.
 
     Args:
-        function: of tensors, which gives a tuple of tensors. It may change those it is given.
+        function: of tensors, which gives a tuple of tensors. It may change those it is given, if
+            they are contiguous.
         compiler: it is asked whether to, and told when it fails.
     """
 
@@ -83,10 +77,7 @@ class Traced:
         """What does it for inputs of this kind; ``None`` where compiling has ever failed."""
         if not self._compiler.works:
             return None
-        kind = (
-            torch.get_num_threads(),
-            *((x.shape, x.stride(), x.dtype, x.device) for x in inputs),
-        )
+        kind = torch.get_num_threads(), *((x.shape, x.dtype, x.device) for x in inputs)
         if kind not in self._ready:
             try:
                 self._ready[kind] = _compiled(self._function, inputs)
@@ -104,9 +95,16 @@ def _compiled(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Calla
     from torch.fx.graph import CodeGen
 
     # Tracing carries it out.
-    copies = [x.detach().clone() for x in inputs]
+    copies = [x.detach().clone(memory_format=torch.contiguous_format) for x in inputs]
     graph = make_fx(lambda tensors: function(*tensors))(copies)
     graph.graph.set_codegen(CodeGen())  # tensors in, not a list of them
     graph.recompile()
     compiled: Callable[..., Any] = torch._inductor.compile(graph, [*copies])
-    return torch.no_grad()(compiled)
+
+    @torch.no_grad()
+    def run(*inputs: Tensor) -> Any:
+        # It asserts the strides that it was compiled for.
+        return compiled(*(x.contiguous() for x in inputs))
+
+    run(*copies)  # what fails at all fails here
+    return run

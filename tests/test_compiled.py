@@ -126,6 +126,23 @@ def test_weights_that_change_in_place_are_seen():
     assert (value_and_grad(fast, z)[1] == 12.0).all()
 
 
+@needs_compiler
+@pytest.mark.parametrize("kernel", ["NUTS", "HMC", "MALA"])
+def test_positions_and_gradients_may_lie_in_memory_as_they_like(kernel):
+    # The gradient of a sum is one number, expanded; starts are columns of something larger.
+    def exponential(z):
+        return torch.where((z > 0).all(-1), z.sum(-1), torch.inf)
+
+    wide = torch.rand(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5
+    settings = {"kernel": kernel, "initial_params": wide[:, :4], **SETTINGS, "num_chains": 5}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch.compile failed")
+        fast = quiet_sample(exponential, compile=True, **settings)
+    plain = quiet_sample(exponential, **settings)
+    one, other = (idata["posterior"]["z"].values for idata in (fast, plain))
+    assert np.abs(one - other)[:, :2].max() < 1e-6 and (one[:, 1:] != one[:, :-1]).any()
+
+
 def test_a_potential_that_looks_at_its_values_is_never_compiled():
     def curious(z):
         return z.square().sum(-1) if float(z.detach().max()) > 0 else z.sum(-1)

@@ -190,6 +190,28 @@ def test_a_chain_far_ahead_takes_no_room(tmp_path):
     assert_same(stored, in_memory)
 
 
+def test_draws_that_wait_hold_little_memory(monkeypatch):
+    held, honest = [], draws_module.Buffers._write_loose
+
+    def write(self):
+        held.append(sum(draw.fields["z"].untyped_storage().nbytes() for draw in self._loose))
+        honest(self)
+
+    monkeypatch.setattr(draws_module.Buffers, "_write_loose", write)
+    monkeypatch.setattr(draws_module, "FLUSH_BYTES", 2**16)
+    draws = quiet_sample(
+        lambda z: 0.5 * z.square().sum(-1),
+        kernel="NUTS",
+        initial_params=torch.zeros(50, 40),
+        num_chains=50,
+        num_samples=20,
+        warmup_steps=20,
+    )
+    # An event more than fits: at most all chains, with position, gradient and momentum.
+    assert 0 < max(held) < 2**16 + 50 * (3 * 40 + 1) * 4
+    assert np.isfinite(draws_of(draws)).all()
+
+
 def assert_prefix(part, whole, least=1):
     """``part`` is the beginning of ``whole``, and says so."""
     done = draws_of(part).shape[1]

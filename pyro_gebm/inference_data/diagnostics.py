@@ -198,10 +198,10 @@ def _extreme(
 
 
 def _rhats(idata: InferenceData, names: list[str]) -> dict[str, NDArray[Any]]:
-    draws = {name: values(idata, name) for name in names}
-    if len(draws[names[0]]) == 1:
-        half = draws[names[0]].shape[1] // 2
-        halves = {n: np.concatenate([d[:, :half], d[:, -half:]]) for n, d in draws.items()}
+    chains, draws = (idata["posterior"].sizes[name] for name in ("chain", "draw"))
+    if chains == 1:
+        whole, half = {name: values(idata, name) for name in names}, draws // 2
+        halves = {n: np.concatenate([d[:, :half], d[:, -half:]]) for n, d in whole.items()}
         idata = build(halves, {}, {})
     return _diagnose(az.rhat, idata, names)
 

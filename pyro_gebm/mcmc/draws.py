@@ -13,7 +13,7 @@ FLUSH = 64
 """Transitions, or draws of all chains, that wait to be written together: fewer, larger copies."""
 
 FLUSH_BYTES = 2**25
-"""Positions that wait, at most: a device's copy of them is held until they are written."""
+"""Of positions that wait, and of what is held with them, about."""
 
 WINDOW = 256
 """Draws of a chain that runs freely which are handed to a sink together."""
@@ -34,7 +34,7 @@ class Draws(NamedTuple):
     """What a run returns, chains first everywhere."""
 
     z: Tensor
-    """Positions, (C, S, D), on the CPU."""
+    """Positions, (C, S, D), on the CPU; a view, in memory draw by draw."""
     potential_energy: Tensor
     """U at each, (C, S)."""
     info: Info
@@ -88,7 +88,7 @@ class Buffers:
         sink: Sink | None = None,
     ) -> None:
         self.num_samples = num_samples
-        self.count = torch.zeros(num_chains, dtype=torch.int64)
+        self.count = torch.zeros(num_chains, dtype=torch.int64, device="cpu")
         """Draws of each chain, where they run freely."""
         self._dtypes = {} if dtype is None else {"z": dtype}
         self._sink = sink
@@ -98,6 +98,7 @@ class Buffers:
         """Draws first: all chains' next ones are then written side by side."""
         self._in_step = _InStep(0, [])
         self._loose: list[_Loose] = []
+        self._loose_bytes = 0
         self._writer = Writer()
         self._num_full = 0
 
@@ -117,9 +118,11 @@ class Buffers:
         rows = rows.cpu()
         count = self.count[rows]
         self._loose.append(_Loose(rows, count % self._room, _fields(state, info)))
+        # A view holds all that it is a view of.
+        self._loose_bytes += state.z.untyped_storage().nbytes()
         # Last, and at once: Ctrl-C may come anywhere, and a draw counts once it is whole.
         self.count.index_copy_(0, rows, count.add_(1))
-        if len(self._loose) >= FLUSH:
+        if len(self._loose) >= FLUSH or self._loose_bytes >= FLUSH_BYTES:
             self._write_loose()
         if self._sink is not None:
             self._hand_on(self._sink, rows[count - self._sent[rows] == self._room])
@@ -134,7 +137,7 @@ class Buffers:
             for name, column in _columns(fields):
                 values = torch.cat(column)
                 self._writer.write(values, self._room_of(name, values), where)
-            self._loose = []
+            self._loose, self._loose_bytes = [], 0
 
     def put_all(self, state: KernelState, info: Info) -> None:
         """One more draw of all chains, which have as many; written a few at a time."""
@@ -184,7 +187,7 @@ class Buffers:
         if name not in self._rooms:
             shape = self._room, len(self.count), *like.shape[1:]
             dtype = self._dtypes.get(name) or like.dtype
-            self._rooms[name] = torch.empty(shape, dtype=dtype)
+            self._rooms[name] = torch.empty(shape, dtype=dtype, device="cpu")
         return self._rooms[name]
 
     def whole(self) -> int:

@@ -149,9 +149,10 @@ class CompiledPotential(Wrapped):
 
 def uncompiled(potential_fn: PotentialFn) -> PotentialFn:
     """For a few evaluations that are not worth compiling anything: what was to be compiled."""
-    return (
-        potential_fn.potential_fn if isinstance(potential_fn, CompiledPotential) else potential_fn
-    )
+    inner = potential_fn
+    if isinstance(potential_fn, CapturedPotential):
+        inner = potential_fn.potential_fn
+    return inner.potential_fn if isinstance(inner, CompiledPotential) else potential_fn
 
 
 def compiled_step(
@@ -232,7 +233,7 @@ def record(work: Callable[[], T], rehearsal: Callable[[], object]) -> tuple[Any,
 
     Args:
         work: what is recorded; it is not carried out.
-        rehearsal: the same on tensors that may change; it is carried out once.
+        rehearsal: the same on tensors that may change; it is carried out twice.
 
     Returns:
         ``None`` where that is impossible.
@@ -241,6 +242,7 @@ def record(work: Callable[[], T], rehearsal: Callable[[], object]) -> tuple[Any,
     # A recording that fails half way may leave another stream in place of the current one.
     with torch.cuda.stream(torch.cuda.current_stream()):
         try:
+            rehearsal()  # kernels are built, and algorithms chosen, at the first call
             if not _is_asynchronous(rehearsal):
                 return None
             with torch.cuda.graph(graph):

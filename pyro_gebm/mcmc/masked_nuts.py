@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.gradients import FIRST_CALLS, CapturedPotential, compiled_step, record
+from pyro_gebm.mcmc.gradients import (
+    FIRST_CALLS,
+    CapturedPotential,
+    compiled_step,
+    record,
+    uncompiled,
+)
 from pyro_gebm.mcmc.integrators import leapfrog
 from pyro_gebm.mcmc.kernel import KernelState, Tuning, acceptance, kinetic_energy, take_rows
 from pyro_gebm.mcmc.nuts import advance_, turns
@@ -75,6 +81,9 @@ class Advancer:
         self._graph: _Graph | None = None
         self._compiled: Callable[..., Any] | None = None
         self._calls = 0
+        # By rows the gradient alone would be compiled first, for nothing.
+        compiles = uncompiled(potential_fn) is not potential_fn
+        self._record_at = 1 if compiles else FIRST_CALLS + 1
         # Held here, where a graph reads it: the cache that it comes from forgets.
         self._slots = checkpoint_table(tree.num_slots, tree.edge.device)
 
@@ -86,7 +95,7 @@ class Advancer:
         if self._calls == 1:
             tensors = *self._tree, *self._slots, *inputs
             self._compiled = compiled_step(self._potential_fn, _advance_flat, tensors)
-        elif self._calls == FIRST_CALLS + 1:
+        if self._calls == self._record_at:
             self._record(inputs)
         if self._graph is not None:
             return _chosen(self._graph(inputs))
@@ -101,7 +110,6 @@ class Advancer:
         trial = Tree(*(field.clone() for field in self._tree))
         advance = _masked(self._potential_fn.potential_fn, (*trial, *self._slots, *rooms))
         with torch.cuda.device(trial.edge.device):
-            advance(*trial, *self._slots, *rooms)  # kernels are built at their first call
             recorded = record(
                 lambda: advance(*self._tree, *self._slots, *rooms),
                 rehearsal=lambda: advance(*trial, *self._slots, *rooms),
@@ -135,9 +143,8 @@ def _chosen(found: tuple[Tensor, ...]) -> tuple[Tensor, Ended]:
     """The chains whose trees have ended, and their rows: copies."""
     *fields, done = found
     ended, rows = Ended(*fields), done.nonzero()[:, 0]
-    if not len(rows):  # as at most steps of few chains
-        return rows, Ended(*(field[:0] for field in ended))
-    return rows, take_rows(ended, rows)
+    # None at most steps of few chains.
+    return rows, take_rows(ended, rows) if len(rows) else Ended(*(field[:0] for field in ended))
 
 
 def _advance_flat(potential_fn: PotentialFn, *tensors: Tensor) -> tuple[Tensor, ...]:

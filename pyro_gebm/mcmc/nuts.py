@@ -16,7 +16,7 @@ from pyro_gebm.mcmc.kernel import (
     Tuning,
     acceptance,
     kinetic_energy,
-    put_rows,
+    put_rows_,
     take_rows,
 )
 from pyro_gebm.mcmc.random import Generator, Streams, draw_seed, normal, uniform
@@ -101,9 +101,10 @@ class NUTS(Kernel):
             noise = tree_noise(state.potential_energy, streams.at(batch_step))
             momentum = normal(state.z, streams)
             rows, ended = advance_(potential_fn, tree, tuning, noise, momentum)
-            keep = waiting[rows]
-            result = put_rows(result, rows[keep], take_rows(ended, keep))
-            waiting[rows] = False
+            if len(rows):
+                keep = waiting[rows]
+                put_rows_(result, rows[keep], take_rows(ended, keep))
+                waiting[rows] = False
             batch_step += 1
         return told(result)
 
@@ -267,7 +268,7 @@ def copy_rows_(to: Tensor, source: Tensor, rows: Tensor) -> None:
 def harvest(tree: Tree, rows: Tensor) -> Ended:
     """What is told of some chains, whose trees are finished: copies."""
     point, diverging, fresh = tree.draw[rows], tree.diverging[rows], tree.fresh[rows]
-    if bool(fresh.any()):
+    if len(rows) and bool(fresh.any()):
         # Back where it came from if there is no gradient.
         landed = torch.where(diverging[:, None], tree.left[rows], tree.edge[rows])
         point = torch.where(fresh[:, None], landed, point)

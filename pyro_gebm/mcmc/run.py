@@ -10,6 +10,7 @@ from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.collect import Collector
 from pyro_gebm.mcmc.draws import Buffers, Draws, Position
 from pyro_gebm.mcmc.global_moves import GlobalMoves
+from pyro_gebm.mcmc.gradients import uncompiled
 from pyro_gebm.mcmc.kernel import Kernel, Tuning, evaluate
 from pyro_gebm.mcmc.random import Streams
 from pyro_gebm.mcmc.reference import Reference
@@ -189,5 +190,5 @@ def _collect(collector: Collector, stream: Transitions, bar: Bar) -> bool:
 
 def position_at(moves: Moves, start: Position, z: Tensor, num_steps: Tensor) -> Position:
     """Where freely running chains stood when they made their last common draw ``z`` (C, D)."""
-    state = evaluate(moves.potential_fn, z.to(start.state.z))
+    state = evaluate(uncompiled(moves.potential_fn), z.to(start.state.z))
     return Position(state, start.step + num_steps.to(start.step))

@@ -1,10 +1,14 @@
 """Copies from a device into the CPU's memory, beside whatever goes on."""
 
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import final
 
 import torch
 from torch import Tensor
+
+MOST_PENDING = 32
+"""Copies that wait for the thread, each in pinned memory of its own; a draw has some ten fields."""
 
 
 @final
@@ -17,7 +21,7 @@ class Writer:
 
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
-        self._pending: list[Future[None]] = []
+        self._pending: deque[Future[None]] = deque()
 
     def write(self, values: Tensor, room: Tensor, where: tuple[Tensor, ...] | None = None) -> None:
         """``room[where] = values``; of all of the room without ``where``, (R,) each, on the CPU.
@@ -30,7 +34,9 @@ class Writer:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1)
-        staged = torch.empty(values.shape, dtype=room.dtype, pin_memory=True)
+        while len(self._pending) >= MOST_PENDING:
+            self._pending.popleft().result()
+        staged = torch.empty(values.shape, dtype=room.dtype, device="cpu", pin_memory=True)
         staged.copy_(values, non_blocking=True)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record(torch.cuda.current_stream(values.device))
@@ -38,9 +44,8 @@ class Writer:
 
     def wait(self) -> None:
         """Until all is written."""
-        for job in self._pending:
-            job.result()
-        self._pending = []
+        while self._pending:
+            self._pending.popleft().result()
 
 
 def _put(

@@ -1,7 +1,7 @@
 """Our kernels, through ``pyro_gebm.sample``.
 
 A name may carry what composes with it: ``NUTS+global`` or ``HMC+tempering``; ``+compiled`` is the
-potential by ``torch.compile``; ``+short`` is a shorter warm-up, which the job already has.
+sampler compiled; ``+short`` is a shorter warm-up, which the job already has.
 """
 
 import warnings
