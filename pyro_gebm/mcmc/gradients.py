@@ -107,11 +107,13 @@ class CapturedPotential(Wrapped):
 
 @final
 class CompiledPotential(Wrapped):
-    """A potential whose value and gradient are compiled into one function, and NUTS's whole step.
+    """A potential whose value and gradient are compiled into one function.
 
-    Pays on a CPU where the networks are small and the run is long: compiling takes some six
-    seconds for each number of chains, and a C++ compiler. Results differ from those without in the
-    last digits, and so do the draws. Where compiling fails, all goes on without it, with a warning.
+    So is what kernels do around it: all of a step of NUTS; of HMC, ChEES and MALA a leapfrog
+    step and the end of a trajectory. Pays where chains are few or networks small: compiling
+    takes six to twenty seconds for each number of chains, and a C++ compiler. Results differ
+    from those without in the last digits, and so do the draws. Where compiling fails, all goes
+    on without it, with a warning.
 
     Args:
         potential_fn: (C, D) -> (C,). What it computes may depend on ``z`` and on tensors that

@@ -105,11 +105,11 @@ def sample(
             ``torch.distributed.init_process_group``: give one above the time of warm-up. If one
             fails, all raise.
         compile: write down what a step does with a GEBM's or a given potential, and compile it
-            (``torch._inductor``), after six to fifteen seconds that are paid once: with small
-            networks or few chains NUTS 2 to 4 times as fast, HMC, ChEES and MALA 1.2 to 2 times.
-            With ``chunk_size`` or ``distributed`` the potential alone. On a CUDA device it is
-            recorded as well. Not with tempering, nor with models and kernels of Pyro, nor of
-            potentials that look at their values.
+            (``torch._inductor``), after six to twenty seconds that are paid once: with small
+            networks or few chains NUTS 2 to 4 times as fast, HMC and ChEES 1.2 to 2.3 times.
+            With ``chunk_size`` or ``distributed`` the potential alone; on a CUDA device that,
+            and NUTS's step, and both are then recorded. Not with tempering, nor with models and
+            kernels of Pyro, nor of potentials that look at their values.
         resume: go on where this earlier result ended, with its tuning and noise, in place of
             starts and warm-up: the draws are those that the earlier run would have made next.
             Model and settings must be the same; the kernel's name and ``num_chains`` are taken
