@@ -39,7 +39,7 @@ def abridged(idata: InferenceData, most: int = MOST_READ) -> InferenceData:
         >>> z[0, :, 7] += 1
         >>> few = abridged(build({"z": z}, {}, {}), most=8_000)
         >>> "z[7]" in few["posterior"], few["posterior"].sizes["draw"]
-        (True, 125)
+        (True, 250)
     """
     step = stride(idata, most)
     latents = {name: every(idata, name, step) for name in latent_names(idata)}
