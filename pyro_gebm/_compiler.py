@@ -91,7 +91,10 @@ class Traced:
 def _compiled(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
     # Here, since they take two seconds to import.
     import torch._inductor
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
     from torch.fx.graph import CodeGen
 
     # Tracing carries it out.
@@ -99,7 +102,13 @@ def _compiled(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Calla
     graph = make_fx(lambda tensors: function(*tensors))(copies)
     graph.graph.set_codegen(CodeGen())  # tensors in, not a list of them
     graph.recompile()
-    compiled: Callable[..., Any] = torch._inductor.compile(graph, [*copies])
+    for node in graph.graph.nodes:
+        node.meta.pop("val", None)  # of another mode than the one below
+    # As torch.compile goes about it, or torch's cache of compiled graphs is left aside.
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    examples = [mode.from_tensor(x, static_shapes=True) for x in copies]
+    with tracing(TracingContext(mode)):
+        compiled: Callable[..., Any] = torch._inductor.compile(graph, [*examples])
 
     @torch.no_grad()
     def run(*inputs: Tensor) -> Any:

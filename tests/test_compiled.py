@@ -143,6 +143,17 @@ def test_positions_and_gradients_may_lie_in_memory_as_they_like(kernel):
     assert np.abs(one - other)[:, :2].max() < 1e-6 and (one[:, 1:] != one[:, :-1]).any()
 
 
+@needs_compiler
+def test_the_same_network_with_other_weights_has_its_own_values():
+    # torch keeps compiled graphs, and finds that of the first here: weights are no part of it.
+    z = torch.ones(3, 2)
+    for weight, width in ((2.0, 2), (5.0, 2), (7.0, 20)):
+        matrix, shift = torch.full((2, width), weight), torch.tensor(weight)
+        fast = CompiledPotential(lambda z, m=matrix, s=shift: (z @ m).sum(-1) + s * z.sum(-1))
+        value, gradient = value_and_grad(fast, z)
+        assert (gradient == weight * (width + 1)).all() and (value == 2 * gradient[:, 0]).all()
+
+
 def test_a_potential_that_looks_at_its_values_is_never_compiled():
     def curious(z):
         return z.square().sum(-1) if float(z.detach().max()) > 0 else z.sum(-1)
