@@ -176,6 +176,13 @@ def compiled_step(
     return potential_fn.step(function).at(*inputs)
 
 
+def step_with(
+    potential_fn: PotentialFn, function: Callable[..., Any], inputs: Sequence[Tensor]
+) -> Callable[..., Any]:
+    """What ``compiled_step`` gives of the same arguments, or the function as it is."""
+    return compiled_step(potential_fn, function, inputs) or partial(function, potential_fn)
+
+
 @final
 class _Traceable(Wrapped):
     """U and ∇U as a transformation, which can be traced."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_gebm._checks import check_count, check_in_range
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.gradients import compiled_step
+from pyro_gebm.mcmc.gradients import step_with
 from pyro_gebm.mcmc.integrators import Landing, Proposal, fly, land, step_counts
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select
 from pyro_gebm.mcmc.random import Generator, normal, shared_jitter, uniform
@@ -92,11 +92,8 @@ def metropolis(
     scale = tuning.scale()
     end, flow = fly(potential_fn, state, scale, num_steps, momentum)
     inputs = *state[:3], *end[:3], momentum, noise, flow, scale
-    if (compiled := compiled_step(potential_fn, _settle_flat, inputs)) is not None:
-        z, energy, gradient, *rest = compiled(*inputs)
-        moved, landing = KernelState(z, energy, gradient), Landing(*rest)
-    else:
-        moved, landing = settle(state, momentum, noise, end, flow, scale)
+    z, energy, gradient, *rest = step_with(potential_fn, _settle_flat, inputs)(*inputs)
+    moved, landing = KernelState(z, energy, gradient), Landing(*rest)
     info = landing.info(step_counts(num_steps, state))
     return moved, Proposal(end, landing.momentum, info)
 

@@ -5,14 +5,13 @@ equations need no mass matrix, and a leapfrog step within a trajectory costs two
 beside its gradient.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.gradients import compiled_step
+from pyro_gebm.mcmc.gradients import step_with
 from pyro_gebm.mcmc.kernel import Info, KernelState, Tuning, acceptance, evaluate, total_energy
 
 
@@ -85,7 +84,7 @@ def fly(
     The two half kicks between steps are one.
     """
     first = state.z, state.z_grad, momentum, scale, 0.5 * scale
-    hop = compiled_step(potential_fn, _hop, first) or partial(_hop, potential_fn)
+    hop = step_with(potential_fn, _hop, first)
     z, energy, gradient, flow = hop(*first)
     for _ in range(num_steps - 1):
         z, energy, gradient, flow = hop(z, gradient, flow, scale, scale)

@@ -7,7 +7,6 @@ CPU all but the matrix products become a single loop over the chains.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, final
 
 import torch
@@ -19,6 +18,7 @@ from pyro_gebm.mcmc.gradients import (
     CapturedPotential,
     compiled_step,
     record,
+    step_with,
     uncompiled,
 )
 from pyro_gebm.mcmc.integrators import leapfrog
@@ -108,7 +108,8 @@ class Advancer:
             return
         rooms = tuple(x.clone() for x in inputs)
         trial = Tree(*(field.clone() for field in self._tree))
-        advance = _masked(self._potential_fn.potential_fn, (*trial, *self._slots, *rooms))
+        tensors = *trial, *self._slots, *rooms
+        advance = step_with(self._potential_fn.potential_fn, _advance_flat, tensors)
         with torch.cuda.device(trial.edge.device):
             recorded = record(
                 lambda: advance(*self._tree, *self._slots, *rooms),
@@ -116,12 +117,6 @@ class Advancer:
             )
         if recorded is not None:
             self._graph = _Graph(recorded[0], rooms, recorded[1])
-
-
-def _masked(potential_fn: PotentialFn, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
-    """``advance_masked_`` of tensors alone; compiled, if the potential is to be."""
-    compiled = compiled_step(potential_fn, _advance_flat, tensors)
-    return compiled or partial(_advance_flat, potential_fn)
 
 
 class _Graph(NamedTuple):
