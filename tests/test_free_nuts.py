@@ -17,7 +17,7 @@ def begin(potential_fn, z, step_size, mass=None):
     """What ``draw`` starts from: chains at ``z`` (C, D) under a given tuning."""
     steps = torch.zeros(len(z), dtype=torch.int64)
     tuning = make_tuning(z, step_size, mass)
-    return Warmed(Position(evaluate(potential_fn, z), steps), tuning, steps)
+    return Warmed(Position(evaluate(potential_fn, z), steps, steps), tuning, steps)
 
 
 def exact_run(num_samples=SAMPLES, **moves):

@@ -23,11 +23,11 @@ from pyro_gebm.mcmc import (
     Reference,
     Warmed,
     draw,
-    free_jumps,
     global_moves,
     run,
 )
-from pyro_gebm.mcmc.global_moves import jump, jump_all, propose, propose_rows
+from pyro_gebm.mcmc.free_jumps import FreeJumps, count_moves, hands_at_once
+from pyro_gebm.mcmc.global_moves import jump, jump_all, propose
 from pyro_gebm.mcmc.kernel import evaluate
 from pyro_gebm.mcmc.random import Streams
 
@@ -35,8 +35,6 @@ CHAINS, PASS, FAIL = 20_000, 1e-4, 1e-6
 SPREAD = 2.5
 MASSES, MEANS, SCALES = (0.7, 0.3), (-2.0, 2.5), (0.5, 0.8)
 KERNELS = {"in step": MALA(), "freely": NUTS(max_tree_depth=3)}
-# Running freely each chain draws its proposals by itself, which takes time.
-FREE_CHAINS = 6_000
 
 
 def reference(drawn=SPREAD, told=SPREAD):
@@ -77,14 +75,13 @@ def advance(kernel, potential_fn, z, base, moves, num_samples=4, seed=0):
     """Draws from exact positions at a fixed tuning."""
     state = kernel.init(potential_fn, z)
     none = torch.zeros(len(z), dtype=torch.int64)
-    start = Warmed(Position(state, none), make_tuning(z, 0.5), none)
+    start = Warmed(Position(state, none, none), make_tuning(z, 0.5), none)
     return draw(Moves(kernel, potential_fn, base, moves), start, num_samples, seed=seed)
 
 
 def moved_exactly(kernel, base, num_samples=4):
     moves = GlobalMoves(num_proposals=4, every=1)
-    chains = FREE_CHAINS if isinstance(kernel, NUTS) else CHAINS
-    return advance(kernel, bimodal, exact_draws()[:chains], base, moves, num_samples)
+    return advance(kernel, bimodal, exact_draws(), base, moves, num_samples)
 
 
 @pytest.mark.parametrize("how", KERNELS)
@@ -97,15 +94,34 @@ def test_invariant(how):
     assert p_value(draws.z[:, -1]) > PASS
 
 
-def forgotten(potential_fn, base, z, potential_energy, proposals, noise, **settings):
-    return jump(potential_fn, base, z, potential_energy + 1e3, proposals, noise, **settings)
+def forgotten(potential_fn, base, z, potential_energy, proposals, noise):
+    return jump(potential_fn, base, z, potential_energy + 1e3, proposals, noise)
 
 
 @pytest.mark.parametrize("how", KERNELS)
 def test_current_weight_left_out_is_seen(how, monkeypatch):
-    for module in (free_jumps, global_moves):
-        monkeypatch.setattr(module, "jump", forgotten)
+    monkeypatch.setattr(global_moves, "jump", forgotten)
+    monkeypatch.setattr(FreeJumps, "_weight_here", lambda self, rows, here: 0 * here.z[:, 0] - 1e3)
     assert p_value(moved_exactly(KERNELS[how], reference()).z[:, -1]) < FAIL
+
+
+def test_each_hand_is_played_once(monkeypatch):
+    played, honest = [], FreeJumps._hands
+
+    def noted(self, rows, number, streams):
+        hand = honest(self, rows, number, streams)
+        played.extend(zip(rows.tolist(), number.tolist(), hand.z[:, 0].tolist(), strict=True))
+        return hand
+
+    monkeypatch.setattr(FreeJumps, "_hands", noted)
+    size = hands_at_once(2)
+    moves = GlobalMoves(num_proposals=2, every=1)
+    start, num_samples = exact_draws()[:70], 2 * size + 3
+    advance(NUTS(max_tree_depth=1), bimodal, start, reference(), moves, num_samples)
+    assert {(row, number) for row, number, _ in played} == {
+        (row, number) for row in range(70) for number in range(num_samples)
+    }
+    assert len({z for _, _, z in played}) == len(played) == 70 * num_samples
 
 
 @pytest.mark.parametrize("how", KERNELS)
@@ -179,8 +195,7 @@ def cliff(z):
 
 @pytest.mark.parametrize("how", KERNELS)
 def test_points_without_gradient_are_left_again(how):
-    chains = FREE_CHAINS if how == "freely" else CHAINS
-    start = torch.as_tensor(stats.truncnorm.rvs(-np.inf, 1, size=(chains, 1), random_state=0))
+    start = torch.as_tensor(stats.truncnorm.rvs(-np.inf, 1, size=(CHAINS, 1), random_state=0))
     moves = GlobalMoves(num_proposals=4, every=1)
     draws = advance(KERNELS[how], cliff, start, reference(), moves)
     assert torch.isfinite(draws.last.state.z_grad).all()
@@ -215,33 +230,30 @@ def test_gradients_are_counted_freely(every):
     draws = advance(
         NUTS(max_tree_depth=1), potential, exact_draws()[:10], reference(), moves, num_samples=200
     )
-    steps = draws.info.num_steps
-    # A tree of one step, and one more for the gradient of a chain that has moved.
-    assert set(steps.unique().tolist()) == {1, 2}
-    tried = ~draws.info.global_accept_prob.isnan()
-    assert not ((steps == 2) & ~tried).any()
-    expected = draws.info.global_accept_prob.nansum()
-    error = (draws.info.global_accept_prob.nan_to_num() ** 2).sum().sqrt()
-    assert abs((steps == 2).sum() - expected) < 4 * error
+    steps, tried = draws.info.num_steps, ~draws.info.global_accept_prob.isnan()
+    # A tree of one step, and one more for the gradient where the move leads.
+    assert torch.equal(steps, 1 + tried.long())
     # A chain that stops goes on from where it has come to, step by step of the batch.
-    assert torch.equal(draws.last.step, steps.sum(1))
-    assert potential.gradients == 1 + draws.batch_steps == 1 + steps.sum(1).max()
+    assert torch.equal(draws.last.step, (steps - tried.long()).sum(1))
+    assert (draws.last.transitions == 200).all()
+    first, last = (count_moves(every, torch.full((10,), n)) for n in (0, 200))
+    assert torch.equal(tried.sum(1), last - first)
+    size = hands_at_once(2)
+    decks = ((last - 1) // size - first // size + 1).sum()
+    assert potential.gradients == 1 + draws.batch_steps + decks
 
 
 @pytest.mark.parametrize("how", KERNELS)
 def test_moves_are_tried_as_often_as_asked(how):
-    draws = advance(
-        KERNELS[how],
-        bimodal,
-        exact_draws()[:100],
-        reference(),
-        GlobalMoves(num_proposals=1, every=4),
-        num_samples=100,
-    )
+    moves = GlobalMoves(num_proposals=1, every=4)
+    draws = advance(KERNELS[how], bimodal, exact_draws()[:100], reference(), moves, num_samples=100)
     tried = (~draws.info.global_accept_prob.isnan()).double()
-    # In step all chains try at once, so only the draws are independent.
-    count = 100 if how == "in step" else tried.numel()
-    assert abs(tried.mean() - 0.25) < 4 * (0.25 * 0.75 / count) ** 0.5
+    if how == "in step":  # all chains at once, so only the draws are independent
+        assert abs(tried.mean() - 0.25) < 4 * (0.25 * 0.75 / 100) ** 0.5
+        return
+    # One in four of every chain's own, which do not begin together.
+    assert (tried.view(100, 25, 4).sum(-1) == 1).all()
+    assert tried[:, 0].mean() == 0.25
 
 
 @pytest.mark.parametrize("how", KERNELS)
@@ -262,12 +274,10 @@ def test_chains_do_not_depend_on_each_other(how):
 
 def test_proposals_come_from_the_reference():
     like = torch.zeros(150, 6, 1, dtype=torch.float64)
-    seeds = torch.rand(150, generator=rng(), dtype=torch.float64)
     streams = Streams(0, 150, torch.device("cpu"))
     ways = {
         "by block": propose(reference(), like, streams),
         "by torch's generator": propose(reference(), like, rng()),
-        "by row": propose_rows(reference(), like, seeds),
     }
     for what, drawn in ways.items():
         assert drawn.shape == like.shape and len(drawn.unique()) == like.numel(), what

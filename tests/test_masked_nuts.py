@@ -40,7 +40,7 @@ def grow_both(advance, dtype=torch.float64, steps=150, per_chain=False):
     (tree, tuning), (other, _) = planted(dtype, per_chain), planted(dtype, per_chain)
     generator, ends = torch.Generator().manual_seed(5), {"turned": 0, "wall": 0, "limit": 0}
     slots = checkpoint_table(DEPTH, torch.device("cpu"))
-    for i in range(steps):
+    for _ in range(steps):
         noise = tree_noise(tree.numbers[:, 0], generator)
         momentum = normal(tree.edge[:, :DIM], generator)
         rows, ended = advance_(walled, tree, tuning, noise, momentum)
@@ -51,12 +51,10 @@ def grow_both(advance, dtype=torch.float64, steps=150, per_chain=False):
             return False
         if not equal(ended, take_rows(found, rows)):
             return False
-        _, info = told(take_rows(ended, ~ended.fresh))
+        _, info = told(ended)
         ends["wall"] += int(info.diverging.sum())
         ends["limit"] += int(info.reached_max_treedepth.sum())
         ends["turned"] += int((~info.diverging & ~info.reached_max_treedepth).sum())
-        for each in (tree, other):
-            each.fresh[:2] = i % 7 == 0  # as after a global move
     assert min(ends.values()) > 5, ends
     return True
 
@@ -95,7 +93,6 @@ PLANTS = {
     "the limit of depth one too high": (">= tree.num_slots", "> tree.num_slots"),
     "the edge left behind": ("whole & way & ~forward, right", "whole & way & ~forward, left"),
     "half a momentum too much": ("momentum, alpha=-0.5", "momentum, alpha=-0.4"),
-    "fresh chains that go on": (" | tree.fresh", ""),
     "weights that are not cleared": ("whole, -torch.inf, sub_weight", "whole, weight, sub_weight"),
     "new trees that keep their weight": (
         "columns[SUB_WEIGHT] = torch.full_like(energy, -torch.inf)",
@@ -109,12 +106,6 @@ PLANTS = {
         "torch.where(done[:, None], 0, tree.counts)",
         "tree.counts",
     ),
-    "fresh for ever": ("tree.fresh & ~done", "tree.fresh & done"),
-    "back where a fresh chain came from": (
-        "_where(tree.diverging, tree.left",
-        "_where(tree.done, tree.left",
-    ),
-    "fresh chains that have drawn": ("_where(tree.fresh, landed, tree.draw)", "tree.draw.clone()"),
     "sums that are not cleared": ("_where(whole, 0.0, leaf.total)", "leaf.total"),
 }
 

@@ -12,7 +12,8 @@ from torch import nn
 
 import pyro_gebm as pg
 from pyro_gebm.mcmc import Reference
-from pyro_gebm.sampling.pilot import BOOKKEEPING
+from pyro_gebm.mcmc.free_jumps import hands_at_once
+from pyro_gebm.sampling.pilot import BOOKKEEPING, FREE_MOVE
 from pyro_gebm.sampling.price import CPU, price_of
 from pyro_gebm.sampling.target import gebm_target, potential_target
 
@@ -83,8 +84,11 @@ def test_their_cost_is_capped(make, kernel):
     price = price_of(gebm_target(gebm, 1.0), gebm.base.latent_prior.sample(64))
     chains, free = SMALL["num_chains"], kernel == "NUTS"
     step = price.gradient(chains) + free * BOOKKEEPING
-    drawn = chains * price.proposals(n) if free else price.proposals(chains * n)
-    move = drawn + step
+    if free:
+        hands = hands_at_once(n)
+        move = chains * (price.proposals(hands * n) + price.gradient(hands)) / hands + FREE_MOVE
+    else:
+        move = price.proposals(chains * n) + step
     # A fifth or a third of the whole, up to what steps differ from those of warm-up.
     local = every * (stats_of(more, "n_steps").mean() - 1 / every) * step
     # The pilot's estimate of the acceptance, from 32 chains, decides between the two.

@@ -52,7 +52,10 @@ def assert_same(one, other):
         for name in ours[group].variables:
             a, b = ours[group][name], theirs[group][name]
             assert a.dtype == b.dtype and a.dims == b.dims, (group, name)
-            np.testing.assert_array_equal(a.values, b.values, err_msg=f"{group} {name}")
+            if name == "x":  # pushed forward by as many rows at a time as come: rounding differs
+                np.testing.assert_allclose(a.values, b.values, rtol=0, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(a.values, b.values, err_msg=f"{group} {name}")
     for mine, yours in ((one, other), (ours["posterior"], theirs["posterior"])):
         assert mine.attrs.keys() == yours.attrs.keys()
         for name in mine.attrs.keys() - TIMES:

@@ -118,10 +118,8 @@ def take_walk(
 
 def _stretches(moves: Moves, warmed: Warmed, start: Tensor, course: _Course) -> Iterator[_Stretch]:
     """Stretches that double in length; the last are the second half, evenly thinned."""
-    position = Position(
-        moves.kernel.init(moves.potential_fn, start),
-        torch.zeros(len(start), dtype=torch.int64, device=start.device),
-    )
+    none = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+    position = Position(moves.kernel.init(moves.potential_fn, start), none, none)
     cost, spent = max(warmed.num_steps, 1.0), INITIAL
     half = course.budget / 2
     long_thinning = max(1, int(half / cost / course.long_draws))

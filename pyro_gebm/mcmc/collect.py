@@ -40,6 +40,7 @@ class Collector:
         self._in_step = 0
         """Transitions that ``_told`` tells of, of kernels whose chains go in step."""
         self._parts = torch.zeros_like(start.step)
+        self._goal = start.transitions + buffers.num_samples * thinning
         """The same by chain, where they run freely."""
 
     @property
@@ -62,7 +63,8 @@ class Collector:
         done = self._first_step + self.buffers.whole() * self.thinning
         # Ctrl-C may have come between a draw and the note of where it was made.
         state = next(state for state, step in (self._latest, self._drawn) if step == done)
-        return Position(state, torch.full_like(self._position.step, done))
+        step = torch.full_like(self._position.step, done)
+        return Position(state, step, step)
 
     def take(self, event: Finished) -> None:
         """Note what has finished; chains whose buffer is full are left out."""
@@ -102,7 +104,11 @@ class Collector:
             ended = ended.to(rows.device)
             last, where = self._position, rows[ended]
             stopped = put_rows(last.state, where, take_rows(state, ended))
-            self._position = Position(stopped, last.step.index_fill(0, where, step))
+            self._position = Position(
+                stopped,
+                last.step.index_fill(0, where, step),
+                last.transitions.index_copy(0, where, self._goal[where]),
+            )
 
     def _thin(
         self, rows: Tensor, state: KernelState, info: Info

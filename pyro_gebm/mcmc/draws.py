@@ -28,6 +28,8 @@ class Position(NamedTuple):
     state: KernelState
     step: Tensor
     """Steps of the batch that each chain has used since warm-up, (C,) int64."""
+    transitions: Tensor
+    """What each chain has made since then, (C,) int64; of kernels in step that is the same."""
 
 
 class Draws(NamedTuple):

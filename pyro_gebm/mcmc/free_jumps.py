@@ -1,123 +1,161 @@
 """Global moves of chains that run freely, each when its own trajectory has ended."""
 
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.global_moves import GlobalMoves, Jump, jump, propose_rows
-from pyro_gebm.mcmc.kernel import Info, KernelState, put_rows, select, take_rows, zero_rows
-from pyro_gebm.mcmc.random import Streams, uniform
+from pyro_gebm.mcmc.global_moves import GlobalMoves, log_weights
+from pyro_gebm.mcmc.gradients import uncompiled
+from pyro_gebm.mcmc.kernel import (
+    Info,
+    KernelState,
+    evaluate,
+    put_rows,
+    put_rows_,
+    select,
+    take_rows,
+    zero_rows,
+)
+from pyro_gebm.mcmc.random import Streams, seed_global, uniform
 from pyro_gebm.mcmc.reference import Reference
-from pyro_gebm.mcmc.tree import STEP, Tree, pack
+
+HANDS = 32
+"""Moves of a chain whose proposals are drawn and evaluated together, if they are few."""
+
+ROWS = 1024
+"""Proposals evaluated together, at most."""
+
+
+class Hand(NamedTuple):
+    """The proposals of a move, with one of them drawn by weight; a row for each hand."""
+
+    z: Tensor
+    """The one drawn, (H, D)."""
+    potential_energy: Tensor
+    z_grad: Tensor
+    log_weight: Tensor
+    """log Σ w of all n, (H,); -inf where the one drawn cannot be gone to."""
+
+    def state(self) -> KernelState:
+        """Where a chain would go."""
+        return KernelState(self.z, self.potential_energy, self.z_grad)
+
+
+def hands_at_once(num_proposals: int) -> int:
+    """Moves whose proposals a chain draws together."""
+    return max(1, min(HANDS, ROWS // num_proposals))
+
+
+def count_moves(every: int, transitions: Tensor) -> Tensor:
+    """Moves that each chain tries in its first ``transitions`` (C,): one in ``every``, in turn."""
+    turn = transitions + _offset(every, transitions)
+    return -(-turn // every)
+
+
+def _offset(every: int, like: Tensor) -> Tensor:
+    """Chains differ in when they begin, and as before in a batch cut at multiples of 64."""
+    return torch.arange(len(like), device=like.device) % 64 % every
 
 
 @final
 class FreeJumps:
     """Applies global moves to finished trees.
 
-    A chain that has moved needs a gradient where it stands. It spends the next step of the
-    batch, one of length zero, on it; until then what is told of its transition is kept here.
+    What a chain proposes does not depend on where it stands, nor on who moves with it: a few
+    moves' proposals are drawn ahead, together, with the gradient at the one of each that the
+    chain would go to. When the move comes, all that is left to decide is whether it does.
+
+    Args:
+        potential_fn: U, (C, D) -> (C,).
+        reference: where proposals come from.
+        moves: how many, how often.
+        like: of the chains' positions, (C, D).
     """
 
     def __init__(
-        self,
-        potential_fn: PotentialFn,
-        reference: Reference | None,
-        global_moves: GlobalMoves | None,
+        self, potential_fn: PotentialFn, reference: Reference, moves: GlobalMoves, like: Tensor
     ) -> None:
-        self._potential_fn, self._reference, self._moves = potential_fn, reference, global_moves
-        self._untold: Info | None = None
-        self._origin: KernelState | None = None
-
-    @property
-    def wanted(self) -> bool:
-        """There are global moves at all."""
-        return self._moves is not None and self._reference is not None
+        # Values and a few gradients at a shape of their own are not worth compiling.
+        self._potential_fn, self._reference = uncompiled(potential_fn), reference
+        self._moves, self._like = moves, like
+        self._size = hands_at_once(moves.num_proposals)
+        self._held = [-1] * len(like)
+        """The number of what each chain holds."""
+        self._decks: Hand | None = None
+        """Of all chains, (C, H, ...)."""
 
     def apply(
-        self,
-        tree: Tree,
-        rows: Tensor,
-        fresh: Tensor,
-        state: KernelState,
-        info: Info,
-        streams: Streams,
+        self, rows: Tensor, before: Tensor, state: KernelState, info: Info, streams: Streams
     ) -> tuple[KernelState, Info, Tensor]:
-        """Where the chains ``rows`` are after a move of those that are due, and who has moved.
+        """Where chains are after a move of those that are due, and who has moved.
 
-        Of the ``fresh``, whose move lies a step back, it is told now.
+        Args:
+            rows: the chains, (R,).
+            before: transitions that all chains have made before this one, (C,).
+            state: where they are, R rows.
+            info: of the transition, R rows.
+            streams: at this step of the batch.
         """
-        assert self._moves is not None
-        nobody = torch.zeros_like(rows, dtype=torch.bool)
-        info = info._replace(global_accept_prob=torch.full_like(info.accept_prob, torch.nan))
-        if bool(fresh.any()):
-            info = select(fresh, self._recall(rows, info), info)
-        noise = _noise(tree, streams)
-        due = (noise[rows, 0] * self._moves.every < 1) & ~fresh
-        if not bool(due.any()):
-            return state, info, nobody
-        return self._jump(tree, rows, state, info, due, noise)
-
-    def _jump(
-        self, tree: Tree, rows: Tensor, state: KernelState, info: Info, due: Tensor, noise: Tensor
-    ) -> tuple[KernelState, Info, Tensor]:
-        some = take_rows(state, due)
-        result = self._propose(some, noise[rows[due]])
-        went, place = result.moved, due.nonzero()[:, 0]
-        assert info.global_accept_prob is not None
-        told = info._replace(
-            global_accept_prob=_put(info.global_accept_prob, place, result.accept_prob),
-            num_steps=info.num_steps.index_add(0, place, went.long()),
+        never = torch.full_like(info.accept_prob, torch.nan)
+        info = info._replace(global_accept_prob=never)
+        every = self._moves.every
+        number = count_moves(every, before)[rows]
+        due = count_moves(every, before + 1)[rows] > number
+        place = due.nonzero()[:, 0]
+        if not len(place):
+            return state, info, due
+        hand = self._hands(rows[place], number[place], streams)
+        here = take_rows(state, place)
+        log_odds = hand.log_weight - self._weight_here(rows[place], here)
+        accept_prob = torch.sigmoid(self._spread(rows[place], log_odds))[rows[place]]
+        noise = uniform(self._like[:, 0], streams)[rows[place]]
+        went = noise < accept_prob
+        info = info._replace(
+            global_accept_prob=never.index_copy(0, place, accept_prob),
+            num_steps=info.num_steps + due,
         )
-        self._origin = take_rows(some, went)
-        self._remember(tree, rows[place[went]], take_rows(told, place[went]))
-        moved = torch.zeros_like(due).index_put((place,), went)
-        # The gradient there is not known yet: zero keeps the step of length zero where it is.
-        there = KernelState(
-            _put(state.z, place, result.z),
-            _put(state.potential_energy, place, result.potential_energy),
-            torch.where(moved[:, None], 0.0, state.z_grad),
-        )
-        return there, told, moved
+        state = put_rows(state, place, select(went, hand.state(), here))
+        return state, info, torch.zeros_like(due).index_copy(0, place, went)
 
-    def _propose(self, some: KernelState, noise: Tensor) -> Jump:
-        assert self._moves is not None and self._reference is not None
-        like = some.z[:, None].expand(-1, self._moves.num_proposals, -1)
-        proposals = propose_rows(self._reference, like, noise[:, 1])
-        chosen = noise[:, 2].to(some.potential_energy)
-        return jump(
-            self._potential_fn,
-            self._reference,
-            some.z,
-            some.potential_energy,
-            proposals,
-            chosen,
-            apart=True,
-        )
+    def _weight_here(self, rows: Tensor, here: KernelState) -> Tensor:
+        with torch.no_grad():
+            weight: Tensor = self._reference.potential_fn(self._spread(rows, here.z))[rows]
+        return weight - here.potential_energy
 
-    def await_gradients(self, tree: Tree, rows: Tensor) -> None:
-        """Mark the chains whose next step is for their gradient; they could return from there."""
-        assert self._origin is not None
-        tree.fresh[rows] = True
-        tree.numbers[rows, STEP] = 0.0
-        tree.left[rows] = pack(self._origin, torch.zeros_like(self._origin.z))
+    def _spread(self, rows: Tensor, values: Tensor) -> Tensor:
+        """For all chains: by its place among others a number may be rounded another way.
 
-    def _remember(self, tree: Tree, rows: Tensor, told: Info) -> None:
-        if self._untold is None:
-            self._untold = zero_rows(told, len(tree.done))
-        self._untold = put_rows(self._untold, rows, told)
+        What a chain gets must not depend on who else is due.
+        """
+        return values.new_zeros(len(self._like), *values.shape[1:]).index_copy(0, rows, values)
 
-    def _recall(self, rows: Tensor, like: Info) -> Info:
-        return like if self._untold is None else take_rows(self._untold, rows)
+    def _hands(self, rows: Tensor, number: Tensor, streams: Streams) -> Hand:
+        """Of each chain the hand with its number."""
+        deck, place = number // self._size, number % self._size
+        for chain, wanted in zip(rows.tolist(), deck.tolist(), strict=True):
+            if self._held[chain] != wanted:
+                dealt = self._deal(streams.chain_seed(chain, wanted))
+                if self._decks is None:
+                    self._decks = zero_rows(Hand(*(f[None] for f in dealt)), len(self._held))
+                where = torch.tensor([chain], device=rows.device)
+                put_rows_(self._decks, where, Hand(*(f[None] for f in dealt)))
+                self._held[chain] = wanted
+        assert self._decks is not None
+        return Hand(*(field[rows, place] for field in self._decks))
 
-
-def _noise(tree: Tree, streams: Streams) -> Tensor:
-    """Uniforms (C, 3) in double precision: is it due, the seed of its proposals, its choice."""
-    like = tree.numbers[:, :3].double()
-    return uniform(like, streams)
-
-
-def _put(values: Tensor, place: Tensor, chosen: Tensor) -> Tensor:
-    return values.index_copy(0, place, chosen)
+    def _deal(self, seed: int) -> Hand:
+        moves, size = self._moves, self._size
+        seed_global(seed, self._like.device)
+        z = self._reference.sample(size * moves.num_proposals)
+        noise = torch.rand(size, 1, dtype=torch.float64, device=z.device)
+        log_weight = log_weights(self._potential_fn, self._reference, z)[0].view(size, -1)
+        share = log_weight.double().softmax(1).cumsum(1)
+        # Not a number where none is usable: then the first, with weight zero.
+        chosen = (share < noise).sum(1).clamp(max=moves.num_proposals - 1)
+        own = z.view(size, -1, z.shape[1])[torch.arange(size, device=z.device), chosen]
+        state = evaluate(self._potential_fn, own)
+        # A chain could never leave a point without gradient by a trajectory.
+        usable = torch.isfinite(state.potential_energy + state.z_grad.sum(-1))
+        return Hand(*state[:3], torch.where(usable, log_weight.logsumexp(1), -torch.inf))

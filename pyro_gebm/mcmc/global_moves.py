@@ -18,15 +18,17 @@ from pyro_gebm.mcmc.reference import Reference
 class GlobalMoves:
     """Jumps between modes beside a local kernel: i-SIR (Samsonov et al. 2022, arXiv 2111.02702).
 
-    After a transition of the local kernel, with probability 1/every: draw n proposals from the
+    After a transition of the local kernel, with probability 1/every (all chains at once; with
+    NUTS each chain after one in ``every`` of its own): draw n proposals from the
     reference (for a GEBM z' ~ η), weigh them and the current position by w = exp(U_0 - U)
     (for a GEBM exp(-β E(G(z)))), and draw one of the n + 1. The target stays invariant. The
-    proposals need no gradient and take one batched forward pass; a chain that has moved
-    needs one gradient where it stands.
+    proposals need no gradient and take one batched forward pass; a move needs one gradient,
+    where it leads.
 
     Args:
         num_proposals: n.
-        every: transitions of the local kernel per global move, on average.
+        every: transitions of the local kernel per global move; on average where all chains go
+            in step.
 
     Raises:
         ValueError: a setting is not a whole number >= 1.
@@ -64,30 +66,29 @@ def jump(
     potential_energy: Tensor,
     proposals: Tensor,
     noise: Tensor,
-    *,
-    apart: bool = False,
 ) -> Jump:
-    """One move of chains at ``z`` (R, D) with ``proposals`` (R, n, D) and uniforms (R,).
-
-    A proposal whose density is not finite has weight zero. ``apart`` evaluates the proposals
-    of one chain at a time: the rounding of a matrix product depends on the rows beside, and a
-    chain must not depend on which others move with it.
-    """
+    """One move of chains at ``z`` (R, D) with ``proposals`` (R, n, D) and uniforms (R,)."""
     rows, n, dim = proposals.shape
-    flat = proposals.reshape(rows * n, dim)
+    log_weight, energies = log_weights(potential_fn, reference, proposals.reshape(rows * n, dim))
     with torch.no_grad():
-        hands = torch.split(flat, n) if apart else (flat,)
-        energies = torch.cat([potential_fn(hand) for hand in hands])
-        log_weight = (reference.potential_fn(flat) - energies).view(rows, n)
         current = reference.potential_fn(z) - potential_energy
-    log_weight = torch.where(torch.isfinite(log_weight), log_weight, -torch.inf)
-    share = torch.cat([current[:, None], log_weight], 1).softmax(1)
+    share = torch.cat([current[:, None], log_weight.view(rows, n)], 1).softmax(1)
     chosen = (share.cumsum(1) < noise[:, None]).sum(1).clamp(max=n)
     moved = chosen > 0
     place = torch.arange(rows, device=z.device), (chosen - 1).clamp(min=0)
     energy = torch.where(moved, energies.view(rows, n)[place], potential_energy)
     z = torch.where(moved[:, None], proposals[place], z)
     return Jump(z, moved, energy, 1 - share[:, 0])
+
+
+def log_weights(
+    potential_fn: PotentialFn, reference: Reference, z: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log w = U_0 - U of proposals (N, D), -inf where that is not finite, and U, (N,) each."""
+    with torch.no_grad():
+        energies = potential_fn(z)
+        log_weight = reference.potential_fn(z) - energies
+    return torch.where(torch.isfinite(log_weight), log_weight, -torch.inf), energies
 
 
 def propose(reference: Reference, like: Tensor, generator: Generator) -> Tensor:
@@ -99,13 +100,6 @@ def propose(reference: Reference, like: Tensor, generator: Generator) -> Tensor:
         counts = [len(part) * n for part in torch.split(like, generator.size)]
         seeds = [draw_seed(block) for block in generator.blocks[: len(counts)]]
     return sample_seeded(reference.sample, counts, seeds, like).view_as(like)
-
-
-def propose_rows(reference: Reference, like: Tensor, noise: Tensor) -> Tensor:
-    """Draws (R, n, D) for chains that move alone, each seeded by its float64 uniform (R,)."""
-    rows, n, _ = like.shape
-    seeds = (noise * 2**53).long().tolist()
-    return sample_seeded(reference.sample, [n] * rows, seeds, like).view_as(like)
 
 
 def jump_all(

@@ -175,7 +175,7 @@ def _settle_(
     """All that ``grow_`` does after the leapfrog step."""
     leaf = _add_leaf(tree, state, momentum, noise[:, 0], slots)
     count, depth, steps = tree.counts.unbind(1)
-    done = leaf.turning | leaf.diverging | tree.fresh
+    done = leaf.turning | leaf.diverging
     whole = (count + 1 == torch.exp2(depth)) & ~done
     turning = _join_(tree, leaf, whole, noise[:, 1], noise[:, 2])
     depth = depth + whole
@@ -187,9 +187,8 @@ def _settle_(
 
 def _harvest(tree: Tree) -> Ended:
     """What ``harvest`` gives, of all chains."""
-    landed = _where(tree.diverging, tree.left, tree.edge)
-    point = _where(tree.fresh, landed, tree.draw)
-    ended = summary(point, tree.numbers, tree.counts, tree.diverging, tree.fresh, tree.num_slots)
+    draw, numbers, counts, diverging = tree.draw, tree.numbers, tree.counts, tree.diverging
+    ended = summary(draw.clone(), numbers, counts, diverging, tree.num_slots)
     return ended._replace(counts=ended.counts.clone())
 
 
@@ -208,7 +207,6 @@ def _plant_(tree: Tree, found: _All, step_size: Tensor, momentum: Tensor, way: T
     sums = torch.stack([momentum, torch.zeros_like(momentum)], 1)
     tree.sums.copy_(torch.where(done[:, None, None], sums, tree.sums))
     tree.counts.copy_(torch.where(done[:, None], 0, tree.counts))
-    tree.fresh.copy_(tree.fresh & ~done)
 
 
 def _add_leaf(

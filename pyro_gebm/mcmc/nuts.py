@@ -153,7 +153,6 @@ def plant_(
     tree.numbers.index_copy_(0, rows, numbers)
     tree.sums[rows] = torch.stack([momentum, torch.zeros_like(momentum)], 1)
     tree.counts[rows] = 0
-    tree.fresh[rows] = False
 
 
 def grow_(potential_fn: PotentialFn, tree: Tree, tuning: Tuning, noise: Tensor) -> None:
@@ -171,7 +170,7 @@ def grow_(potential_fn: PotentialFn, tree: Tree, tuning: Tuning, noise: Tensor) 
     tree.edge.copy_(pack(state, momentum))
     error = record_(tree, state, momentum)
     turning = add_leaf_(tree, momentum, error, noise[:, 0])
-    done = turning.logical_or_(tree.diverging).logical_or_(tree.fresh)
+    done = turning.logical_or_(tree.diverging)
     tree.done.copy_(done)
     whole = (tree.counts[:, LEAF] == torch.exp2(tree.counts[:, DEPTH])).logical_and_(~done)
     rows = whole.nonzero()[:, 0]
@@ -267,9 +266,5 @@ def copy_rows_(to: Tensor, source: Tensor, rows: Tensor) -> None:
 
 def harvest(tree: Tree, rows: Tensor) -> Ended:
     """What is told of some chains, whose trees are finished: copies."""
-    point, diverging, fresh = tree.draw[rows], tree.diverging[rows], tree.fresh[rows]
-    if len(rows) and bool(fresh.any()):
-        # Back where it came from if there is no gradient.
-        landed = torch.where(diverging[:, None], tree.left[rows], tree.edge[rows])
-        point = torch.where(fresh[:, None], landed, point)
-    return summary(point, tree.numbers[rows], tree.counts[rows], diverging, fresh, tree.num_slots)
+    diverging, numbers = tree.diverging[rows], tree.numbers[rows]
+    return summary(tree.draw[rows], numbers, tree.counts[rows], diverging, tree.num_slots)

@@ -256,12 +256,13 @@ def _gather(chains: list[Chain], potential_fn: PotentialFn, interrupted: bool) -
     z, potential_energy, infos, steps, masses, spent = zip(*chains, strict=True)
     draws, step_size = torch.stack(z), torch.stack(steps)
     state = evaluate(potential_fn, draws[:, -1].to(step_size.device))
+    none = torch.zeros_like(step_size, dtype=torch.int64)
     return Draws(
         z=draws,
         potential_energy=torch.stack(potential_energy),
         info=_stack(infos),
         tuning=Tuning(step_size, torch.stack(masses)),
-        last=Position(state, torch.zeros_like(step_size, dtype=torch.int64)),
+        last=Position(state, none, none),
         num_warmup_steps=torch.stack(spent),
         interrupted=interrupted,
     )

@@ -86,6 +86,11 @@ class Streams:
         self.shared.manual_seed(mix(step + 1, self._key ^ (_WORD - 1)))
         return self
 
+    def chain_seed(self, chain: int, number: int) -> int:
+        """A seed for the ``number``-th of something that a chain draws by itself, at any step."""
+        block, row = divmod(chain, self.size)
+        return mix(number, mix(row + 1, self._keys[block] ^ _SALT))
+
 
 Generator: TypeAlias = torch.Generator | Streams
 """What kernels draw from: torch's own, or streams by block."""

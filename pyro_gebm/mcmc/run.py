@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.collect import Collector
 from pyro_gebm.mcmc.draws import Buffers, Draws, Position
+from pyro_gebm.mcmc.free_jumps import count_moves
 from pyro_gebm.mcmc.global_moves import GlobalMoves
 from pyro_gebm.mcmc.gradients import uncompiled
 from pyro_gebm.mcmc.kernel import Kernel, Tuning, evaluate
@@ -111,7 +112,8 @@ def draw(
     z, energy, info = buffers.read()
     last = ended.position
     if ended.interrupted and ended.is_free:
-        last = position_at(moves, start.position, z[:, -1], info.num_steps.sum(1))
+        made = z.shape[1] * thinning
+        last = position_at(moves, start.position, z[:, -1], info.num_steps.sum(1), made)
     return Draws(
         z=z,
         potential_energy=energy,
@@ -188,7 +190,21 @@ def _collect(collector: Collector, stream: Transitions, bar: Bar) -> bool:
     return True
 
 
-def position_at(moves: Moves, start: Position, z: Tensor, num_steps: Tensor) -> Position:
-    """Where freely running chains stood when they made their last common draw ``z`` (C, D)."""
+def position_at(
+    moves: Moves, start: Position, z: Tensor, gradients: Tensor, transitions: int
+) -> Position:
+    """Where freely running chains stood when they made their last common draw ``z`` (C, D).
+
+    Args:
+        moves: what moved them.
+        start: where they stood before.
+        z: (C, D).
+        gradients: that each chain has used since then, (C,).
+        transitions: that it has made.
+    """
     state = evaluate(uncompiled(moves.potential_fn), z.to(start.state.z))
-    return Position(state, start.step + num_steps.to(start.step))
+    made, steps = start.transitions + transitions, gradients.to(start.step)
+    if moves.global_moves is not None:  # whose gradients are no steps of the batch
+        every = moves.global_moves.every
+        steps = steps - (count_moves(every, made) - count_moves(every, start.transitions))
+    return Position(state, start.step + steps, made)

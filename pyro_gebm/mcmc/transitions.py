@@ -89,30 +89,34 @@ def _freely(
     tree = new_trees(state, kernel.max_tree_depth)
     noise, momentum = _noise(state, streams.at(step))
     plant_(tree, tree.every, state, tuning, momentum, noise[:, 3])
-    jumps = FreeJumps(moves.potential_fn, moves.reference, moves.global_moves)
+    jumps, made = _free_jumps(moves, state), position.transitions.clone()
     advance = Advancer(moves.potential_fn, tree)
     while True:
         step += 1
         noise, momentum = _noise(state, streams.at(step))
         rows, ended = advance(tuning, noise, momentum)
+        if step < last_join:
+            keep = joins[rows] <= step
+            rows, ended = rows[keep], take_rows(ended, keep)
         if len(rows):
             there, info = told(ended)
-            keep = None if step >= last_join else joins[rows] <= step
-            if jumps.wanted:
-                there, info, moved = jumps.apply(tree, rows, ended.fresh, there, info, streams)
+            if jumps is not None:
+                there, info, moved = jumps.apply(rows, made, there, info, streams)
+                made[rows] += 1
                 if len(where := rows[moved]):
                     some = take_rows(there, moved)
                     plant_(tree, where, some, tuning, momentum[where], noise[where, 3])
-                    jumps.await_gradients(tree, where)
-                keep = ~moved if keep is None else keep & ~moved
-            if keep is not None and not bool(keep.all()):
-                rows, there, info = rows[keep], take_rows(there, keep), take_rows(info, keep)
-            if len(rows):
-                tuning = (yield Finished(rows, there, info, step + 1)) or tuning
+            tuning = (yield Finished(rows, there, info, step + 1)) or tuning
         if step < last_join:
             joining = (joins == step + 1).nonzero()[:, 0]
             start = take_rows(state, joining)
             plant_(tree, joining, start, tuning, momentum[joining], noise[joining, 3])
+
+
+def _free_jumps(moves: Moves, state: KernelState) -> FreeJumps | None:
+    if moves.global_moves is None or moves.reference is None:
+        return None
+    return FreeJumps(moves.potential_fn, moves.reference, moves.global_moves, state.z)
 
 
 def _noise(state: KernelState, streams: Streams) -> tuple[Tensor, Tensor]:

@@ -47,8 +47,6 @@ class Tree(NamedTuple):
     """The newest leaf diverged, (C,) bool."""
     done: Tensor
     """The tree is finished and must be planted anew before the next step, (C,) bool."""
-    fresh: Tensor
-    """Came here by a global move: the next step is one of length 0, for its gradient."""
     every: Tensor
     """0 ... C - 1."""
 
@@ -73,12 +71,7 @@ class Ended(NamedTuple):
     counts: Tensor
     """Doublings, gradients, (R, 2) int64."""
     flags: Tensor
-    """Diverged, at the largest depth, no tree but the gradient after a global move, (R, 3) bool."""
-
-    @property
-    def fresh(self) -> Tensor:
-        """Chains that have their gradient after a global move now, (R,) bool, a view."""
-        return self.flags[:, 2]
+    """Diverged, at the largest depth, (R, 2) bool."""
 
 
 def pack(state: KernelState, momentum: Tensor) -> Tensor:
@@ -104,14 +97,13 @@ def summary(
     numbers: Tensor,
     counts: Tensor,
     diverging: Tensor,
-    fresh: Tensor,
     max_tree_depth: int,
 ) -> Ended:
     """What is told of trees, given where their chains are and rows of their fields."""
     _, depth, num_steps = counts.unbind(1)
     accept_prob = numbers[:, ACCEPT] / num_steps.clamp(min=1)
     told = accept_prob, numbers[:, ENERGY], numbers[:, DRAW_ERROR], numbers[:, WORST]
-    flags = diverging, depth >= max_tree_depth, fresh
+    flags = diverging, depth >= max_tree_depth
     return Ended(point, torch.stack(told, 1), counts[:, DEPTH:], torch.stack(flags, 1))
 
 
@@ -119,7 +111,7 @@ def told(ended: Ended) -> tuple[KernelState, Info]:
     """Where chains are whose trees have ended, and what the reader is told of them: views."""
     accept_prob, hamiltonian, error, worst = ended.numbers.unbind(1)
     depth, num_steps = ended.counts.unbind(1)
-    diverging, reached, _ = ended.flags.unbind(1)
+    diverging, reached = ended.flags.unbind(1)
     info = Info(
         accept_prob=accept_prob,
         diverging=diverging,
@@ -152,7 +144,6 @@ def new_trees(state: KernelState, max_tree_depth: int) -> Tree:
         before=slots.clone(),
         diverging=flag,
         done=flag.clone(),
-        fresh=flag.clone(),
         every=torch.arange(chains, device=z.device),
     )
 

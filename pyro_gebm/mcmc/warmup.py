@@ -86,7 +86,7 @@ def warm_up(
     if moves.global_moves is not None and moves.reference is None:
         raise ValueError("global_moves: expected a reference to propose from; got None")
     state = moves.kernel.init(uncompiled(moves.potential_fn), z)
-    position = Position(state, no_steps(z))
+    position = Position(state, no_steps(z), no_steps(z))
     if tuning is not None and not warmup_steps:
         return Warmed(position, tuning, no_steps(z))
     chains = len(z) // moves.kernel.num_levels
@@ -139,7 +139,8 @@ def _adapted(
     tuning = final_tuning(kernel, adaptation, tuning)
     mean_steps = float(torch.cat(steps[len(steps) // 2 :]).double().mean()) if steps else 1.0
     draws = None if kept is None else kept.read()
-    return Warmed(Position(state, no_steps(state.z)), tuning, spent, draws, mean_steps)
+    position = Position(state, no_steps(state.z), no_steps(state.z))
+    return Warmed(position, tuning, spent, draws, mean_steps)
 
 
 @final

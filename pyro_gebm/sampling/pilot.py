@@ -17,6 +17,7 @@ from pyro_gebm.mcmc import (
     Langevin,
     Warmed,
 )
+from pyro_gebm.mcmc.free_jumps import hands_at_once
 from pyro_gebm.mcmc.random import mix, seed_global
 from pyro_gebm.sampling.price import Price
 from pyro_gebm.sampling.target import Target
@@ -35,6 +36,9 @@ LEAST_ACCEPTANCE = 1e-3
 CHOICES = (1, 2, 4, 8, 16, 32, 64, 128)
 BOOKKEEPING = 1500.0
 """Microseconds that a step of a batch that runs freely spends on trees, beside its gradient."""
+
+FREE_MOVE = 500.0
+"""Microseconds of the moves of such a batch beside what they evaluate: trees are planted anew."""
 
 NUM_STATISTICS = 8
 """Latents that the check for missed mass looks at."""
@@ -96,9 +100,7 @@ def choose_moves(
     chains, free = len(log_weight), isinstance(kernel, NUTS)
     for n in CHOICES:
         step = price.gradient(chains) + (BOOKKEEPING if free else 0.0)
-        # Each by itself: what one chain proposes must not depend on who moves with it.
-        drawn = chains * price.proposals(n) if free else price.proposals(chains * n)
-        move = drawn + step
+        move = _free_moves(price, n, chains) if free else price.proposals(chains * n) + step
         accept = leaving(pilot, log_weight, n)
         share = GOOD_SHARE if accept >= GOOD_ACCEPTANCE else COST_SHARE
         every = max(1, math.ceil(move / (share * num_steps * step)))
@@ -107,6 +109,12 @@ def choose_moves(
         if accept >= LEAST_ACCEPTANCE and rate > 1.05 * best_rate:
             best, best_rate = GlobalMoves(num_proposals=n, every=every), rate
     return best
+
+
+def _free_moves(price: Price, n: int, chains: int) -> float:
+    """Microseconds of a move of every chain, each drawing those of some moves by itself."""
+    hands = hands_at_once(n)
+    return chains * (price.proposals(hands * n) + price.gradient(hands)) / hands + FREE_MOVE
 
 
 def suits_global_moves(kernel: Kernel) -> bool:

@@ -46,9 +46,8 @@ def take_chains(warmed: Warmed, chains: slice, levels: int) -> Warmed:
         inverse_mass_matrix=masses if masses.ndim == 1 else masses[rows],
     )
     state = take_rows(position.state, rows)
-    return warmed._replace(
-        position=Position(state, position.step[rows]), tuning=tuning, spent=warmed.spent[rows]
-    )
+    position = Position(state, position.step[rows], position.transitions[rows])
+    return warmed._replace(position=position, tuning=tuning, spent=warmed.spent[rows])
 
 
 def put_chains(parts: list[Position], levels: int) -> Position:
@@ -61,12 +60,14 @@ def put_chains(parts: list[Position], levels: int) -> Position:
         return torch.cat(by_level, 1).flatten(0, 1)
 
     columns = zip(*(part.state for part in parts), strict=True)
-    return Position(KernelState(*map(join, columns)), join(tuple(part.step for part in parts)))
+    counts = (tuple(part.step for part in parts), tuple(part.transitions for part in parts))
+    return Position(KernelState(*map(join, columns)), *map(join, counts))
 
 
 def move_position(position: Position, device: torch.device) -> Position:
     """The same on another device."""
-    return Position(_move(position.state, device), position.step.to(device))
+    counts = position.step.to(device), position.transitions.to(device)
+    return Position(_move(position.state, device), *counts)
 
 
 def move_ready(ready: Ready, device: torch.device) -> Ready:

@@ -33,6 +33,7 @@ def save_state(position: Position, ready: Ready) -> Arrays:
     fields = {
         **position.state._asdict(),
         "step": position.step,
+        "transitions": position.transitions,
         "step_size": tuning.step_size,
         "inverse_mass_matrix": tuning.inverse_mass_matrix,
         "trajectory_length": tuning.trajectory_length,
@@ -129,10 +130,12 @@ def restore(state: Mapping[str, Tensor], device: torch.device | None, seed: int)
         moved["z"], moved["potential_energy"], moved["z_grad"], moved.get("momentum")
     )
     step = moved["step"]
+    # Runs of before 2026-11-27 have none: their global moves go on with others.
+    made = moved.get("transitions", step)
     moves = state.get("global_moves")
     ladder = state.get("ladder")
     return Ready(
-        Warmed(Position(kernel_state, step), tuning, torch.zeros_like(step)),
+        Warmed(Position(kernel_state, step, made), tuning, torch.zeros_like(step)),
         seed,
         None if moves is None else GlobalMoves(num_proposals=int(moves[0]), every=int(moves[1])),
         None if ladder is None else tuple(ladder.tolist()),

@@ -220,7 +220,8 @@ def _last_position(
     like = ready.warmed.position.state.z
     sites = {name: torch.as_tensor(last[name]).to(like) for name in run.target.shapes}
     moves, u = ready.moves(run.kernel, run.target), run.target.from_sites(sites)
-    return position_at(moves, ready.warmed.position, u, torch.as_tensor(steps))
+    made = part.draws * run.settings.thinning
+    return position_at(moves, ready.warmed.position, u, torch.as_tensor(steps), made)
 
 
 def _problems(run: _Run, ready: Ready, idata: InferenceData) -> list[str]:
