@@ -81,10 +81,9 @@ def test_a_gebm_is_sampled_from_what_was_compiled(kernel, traced):
         warnings.filterwarnings("error", message="torch.compile failed")
         idata = quiet_sample(small_gebm().double(), kernel=kernel, compile=True, **SETTINGS)
     # Once, for warm-up and draws together.
-    in_step = ["_hop", "_settle_flat", "value_and_grad"]  # the last for global moves
-    assert made == (["_advance_flat"] if kernel == "NUTS" else in_step)
+    assert sorted(made) == (["_advance_flat"] if kernel == "NUTS" else ["_arrive", "hop"])
     steps = idata["sample_stats"]["n_steps"].values
-    assert called.count(made[0]) >= steps.sum(1).max() > 0
+    assert len(called) >= steps.sum(1).max() > 0
     plain = quiet_sample(small_gebm().double(), kernel=kernel, **SETTINGS)
     one, other = (run["posterior"]["z"].values for run in (idata, plain))
     assert np.abs(one - other)[:, :2].max() < 1e-6
@@ -186,9 +185,9 @@ def test_ones_own_compiled_potential_is_compiled_once_and_at_any_beta(traced):
     settings = {"kernel": "HMC", "initial_params": z, **SETTINGS}
     for compiling in (False, True):
         quiet_sample(mine, compile=compiling, **settings)
-    assert made == ["_hop", "_settle_flat"]
+    assert sorted(made) == ["_arrive", "hop"]
     warm = quiet_sample(mine, beta=0.5, **settings)
-    assert made == ["_hop", "_settle_flat"] * 2
+    assert sorted(made) == ["_arrive", "_arrive", "hop", "hop"]
     plain = quiet_sample(potential(), beta=0.5, **settings)
     one, other = (idata["posterior"]["z"].values for idata in (warm, plain))
     assert np.abs(one - other)[:, :2].max() < 1e-6

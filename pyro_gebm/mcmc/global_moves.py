@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pyro_gebm._checks import check_count
 from pyro_gebm._types import PotentialFn
-from pyro_gebm.mcmc.kernel import KernelState, evaluate, select
+from pyro_gebm.mcmc.integrators import arrive_at
+from pyro_gebm.mcmc.kernel import KernelState, select
 from pyro_gebm.mcmc.random import Generator, draw_seed, sample_seeded, uniform
 from pyro_gebm.mcmc.reference import Reference
 
@@ -114,7 +115,7 @@ def jump_all(
     proposals = propose(reference, like, generator)
     noise = uniform(state.potential_energy, generator)
     result = jump(potential_fn, reference, state.z, state.potential_energy, proposals, noise)
-    fresh = evaluate(potential_fn, result.z)._replace(momentum=state.momentum)
+    fresh = arrive_at(potential_fn, result.z)._replace(momentum=state.momentum)
     # A chain could never leave a point without gradient by a trajectory.
     usable = torch.isfinite(fresh.potential_energy + fresh.z_grad.sum(-1))
     return select(usable, fresh, state), result.accept_prob

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_gebm._checks import check_count, check_in_range
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.gradients import step_with
-from pyro_gebm.mcmc.integrators import Landing, Proposal, fly, land, step_counts
+from pyro_gebm.mcmc.integrators import Landing, Proposal, cruise, hop, land, step_counts
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select
 from pyro_gebm.mcmc.random import Generator, normal, shared_jitter, uniform
 
@@ -89,13 +89,20 @@ def metropolis(
 ) -> tuple[KernelState, Proposal]:
     """Fresh momentum, ``num_steps`` leapfrog steps, one accept/reject per chain."""
     momentum, noise = normal(state.z, generator), uniform(state.potential_energy, generator)
-    scale = tuning.scale()
-    end, flow = fly(potential_fn, state, scale, num_steps, momentum)
-    inputs = *state[:3], *end[:3], momentum, noise, flow, scale
-    z, energy, gradient, *rest = step_with(potential_fn, _settle_flat, inputs)(*inputs)
-    moved, landing = KernelState(z, energy, gradient), Landing(*rest)
-    info = landing.info(step_counts(num_steps, state))
-    return moved, Proposal(end, landing.momentum, info)
+    first = cruise(potential_fn, state, tuning.scale(), num_steps - 1, momentum)
+    inputs = *first, *state[:3], momentum, noise
+    found = step_with(potential_fn, _arrive, inputs)(*inputs)
+    moved, end, landing = KernelState(*found[:3]), KernelState(*found[3:6]), Landing(*found[6:])
+    return moved, Proposal(end, landing.momentum, landing.info(step_counts(num_steps, state)))
+
+
+def _arrive(potential_fn: PotentialFn, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The last hop of a trajectory, and ``settle``: where chains are, where it ends, and why."""
+    start, (momentum, noise) = KernelState(*tensors[5:8]), tensors[8:]
+    z, energy, gradient, flow = hop(potential_fn, *tensors[:5])
+    end = KernelState(z, energy, gradient)
+    moved, landing = settle(start, momentum, noise, end, flow, tensors[3])
+    return *moved[:3], *end[:3], *landing
 
 
 def settle(
@@ -118,14 +125,6 @@ def settle(
     """
     landing = land(state.potential_energy, momentum, flow, scale, end)
     return select(noise < landing.accept_prob, end, state), landing
-
-
-def _settle_flat(_: PotentialFn, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """``settle`` of tensors alone."""
-    momentum, noise, flow, scale = tensors[6:]
-    state, end = KernelState(*tensors[:3]), KernelState(*tensors[3:6])
-    moved, landing = settle(state, momentum, noise, end, flow, scale)
-    return *moved[:3], *landing
 
 
 def with_length(info: Info, tuning: Tuning) -> Info:

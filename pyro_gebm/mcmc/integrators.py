@@ -71,27 +71,30 @@ def trajectory(
 ) -> Proposal:
     """``num_steps`` leapfrog steps from ``momentum`` (C, D): the proposal, not yet accepted."""
     scale = tuning.scale()
-    end, flow = fly(potential_fn, state, scale, num_steps, momentum)
+    inputs = cruise(potential_fn, state, scale, num_steps - 1, momentum)
+    z, energy, gradient, flow = step_with(potential_fn, hop, inputs)(*inputs)
+    end = KernelState(z, energy, gradient)
     landing = land(state.potential_energy, momentum, flow, scale, end)
     return Proposal(end, landing.momentum, landing.info(step_counts(num_steps, state)))
 
 
-def fly(
-    potential_fn: PotentialFn, state: KernelState, scale: Tensor, num_steps: int, momentum: Tensor
-) -> tuple[KernelState, Tensor]:
-    """Leapfrog steps but for the last half kick: where they end, and the momentum before it.
+def cruise(
+    potential_fn: PotentialFn, state: KernelState, scale: Tensor, num_hops: int, momentum: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The first hops of a trajectory: what the one after them starts from, but the potential.
 
-    The two half kicks between steps are one.
+    The last half kick of a leapfrog step and the first of the next are one.
     """
-    first = state.z, state.z_grad, momentum, scale, 0.5 * scale
-    hop = step_with(potential_fn, _hop, first)
-    z, energy, gradient, flow = hop(*first)
-    for _ in range(num_steps - 1):
-        z, energy, gradient, flow = hop(z, gradient, flow, scale, scale)
-    return KernelState(z, energy, gradient), flow
+    inputs = state.z, state.z_grad, momentum, scale, 0.5 * scale
+    if num_hops:
+        step = step_with(potential_fn, hop, inputs)
+        for _ in range(num_hops):
+            z, _, gradient, flow = step(*inputs)
+            inputs = z, gradient, flow, scale, scale
+    return inputs
 
 
-def _hop(
+def hop(
     potential_fn: PotentialFn,
     z: Tensor,
     gradient: Tensor,
@@ -103,6 +106,13 @@ def _hop(
     flow = torch.addcmul(flow, kick, gradient, value=-1.0)
     end = evaluate(potential_fn, torch.addcmul(z, scale, flow))
     return end.z, end.potential_energy, end.z_grad, flow
+
+
+def arrive_at(potential_fn: PotentialFn, z: Tensor) -> KernelState:
+    """The state at ``z`` (C, D), by a hop of length zero: compiled once with all others."""
+    still = torch.zeros_like(z)
+    inputs = z, still, still, still, still
+    return KernelState(*step_with(potential_fn, hop, inputs)(*inputs)[:3])
 
 
 def land(
