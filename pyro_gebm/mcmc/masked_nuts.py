@@ -119,6 +119,10 @@ class Advancer:
             self._graph = _Graph(recorded[0], rooms, recorded[1])
 
 
+_NONE = Ended(*[torch.empty(0)] * len(Ended._fields))
+"""What nobody tells."""
+
+
 class _Graph(NamedTuple):
     """A recorded step."""
 
@@ -137,9 +141,9 @@ class _Graph(NamedTuple):
 def _chosen(found: tuple[Tensor, ...]) -> tuple[Tensor, Ended]:
     """The chains whose trees have ended, and their rows: copies."""
     *fields, done = found
-    ended, rows = Ended(*fields), done.nonzero()[:, 0]
-    # None at most steps of few chains.
-    return rows, take_rows(ended, rows) if len(rows) else Ended(*(field[:0] for field in ended))
+    rows = done.nonzero()[:, 0]
+    # None at most steps of few chains, and of long trees.
+    return rows, take_rows(Ended(*fields), rows) if len(rows) else _NONE
 
 
 def _advance_flat(potential_fn: PotentialFn, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -74,7 +74,7 @@ class Streams:
         self._key = mix(mix(phase, seed % _WORD ^ _SALT), seed // _WORD ^ _SALT)
         self.blocks = [torch.Generator(device) for _ in numbers]
         self._keys = [mix(block + 1, self._key) for block in numbers]
-        self.shared = torch.Generator()
+        self._shared, self._shared_waits = torch.Generator(), True
         self.shift = mix(self._key) / _WORD
         self.at(0)
 
@@ -83,8 +83,16 @@ class Streams:
         self.step = step
         for key, generator in zip(self._keys, self.blocks, strict=True):
             generator.manual_seed(mix(step + 1, key))
-        self.shared.manual_seed(mix(step + 1, self._key ^ (_WORD - 1)))
+        self._shared_waits = True
         return self
+
+    @property
+    def shared(self) -> torch.Generator:
+        """What all chains share; seeded when it is asked for, which is not at every step."""
+        if self._shared_waits:
+            self._shared.manual_seed(mix(self.step + 1, self._key ^ (_WORD - 1)))
+            self._shared_waits = False
+        return self._shared
 
     def chain_seed(self, chain: int, number: int) -> int:
         """A seed for the ``number``-th of something that a chain draws by itself, at any step."""

@@ -95,7 +95,7 @@ def _freely(
         step += 1
         noise, momentum = _noise(state, streams.at(step))
         rows, ended = advance(tuning, noise, momentum)
-        if step < last_join:
+        if step < last_join and len(rows):
             keep = joins[rows] <= step
             rows, ended = rows[keep], take_rows(ended, keep)
         if len(rows):
