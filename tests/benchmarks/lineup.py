@@ -29,7 +29,10 @@ KERNELS: dict[str, list[str]] = {
     "ebmkit": ["NUTS", "MALA"],
 }
 CROSSING = {  # ours, where there are modes
-    "modes": ["NUTS+global", "HMC+global", "ChEES+global", "HMC+tempering"],
+    "modes": [
+        *("NUTS+global", "HMC+global", "ChEES+global", "HMC+tempering"),
+        *("NUTS+global+compiled", "HMC+global+compiled+short", "ChEES+global+compiled+short"),
+    ],
     "overlap": ["NUTS+global", "HMC+global", "ChEES+global", "HMC+tempering"],
     "digits": ["ChEES+global"],
 }

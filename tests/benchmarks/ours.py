@@ -39,9 +39,10 @@ def prepare(target: Target, job: Job) -> Prepared:
     plain = not {"global", "tempering"}.intersection(extras) and name != NEEDS_BASE
     # A bare potential is what the other libraries get.
     model: Any = counted if plain else target.gebm(counted)
-    if "compiled" in extras:  # once for all rounds, as the JAX libraries do
-        assert plain, f"{job.kernel}: compiled is for a potential alone"
+    if "compiled" in extras and plain:  # once for all rounds, as the JAX libraries do
         model = CompiledPotential(target.torch_potential())
+    elif "compiled" in extras:  # traced anew by every run, which is in its time
+        model, settings["compile"] = target.gebm(target.torch_potential()), True
 
     def run(seed: int, **more: Any) -> Run:
         counted.positions = 0
@@ -56,13 +57,26 @@ def prepare(target: Target, job: Job) -> Prepared:
                 progress=False,
                 **settings | more,
             )
-        return _read(idata, spent, None if plain else counted.positions)
+        return _read(idata, spent, None if plain else counted.positions or _estimate(idata))
 
     if "compiled" not in extras:
         return Prepared(run, 0.0)
     with watch() as compiling:
         run(0, num_samples=5, warmup_steps=5)
     return Prepared(run, compiling.wall)
+
+
+def _estimate(idata: Any) -> int:
+    """Positions that a compiled run has evaluated, which do not pass through Python.
+
+    Proposals of warm-up are taken to be as many a gradient as those of the draws.
+    """
+    stats = idata["sample_stats"]
+    n, _ = idata.attrs["global_moves"]
+    gradients = int(stats["n_steps"].values.sum())
+    proposals = n * int(np.isfinite(stats["global_acceptance_rate"].values).sum())
+    warmup = float(idata.attrs["warmup_gradient_evaluations"]) * len(stats["n_steps"])
+    return round((gradients + warmup) * (1 + proposals / gradients))
 
 
 def _read(idata: Any, spent: Watch, evaluations: int | None) -> Run:
