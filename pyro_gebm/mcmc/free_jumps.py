@@ -13,10 +13,8 @@ from pyro_gebm.mcmc.kernel import (
     KernelState,
     evaluate,
     put_rows,
-    put_rows_,
     select,
     take_rows,
-    zero_rows,
 )
 from pyro_gebm.mcmc.random import Streams, seed_global, uniform
 from pyro_gebm.mcmc.reference import Reference
@@ -26,6 +24,9 @@ HANDS = 32
 
 ROWS = 1024
 """Proposals evaluated together, at most."""
+
+FIRST_HANDS = 4
+"""Of a chain that may not go on for long."""
 
 
 class Hand(NamedTuple):
@@ -46,6 +47,14 @@ class Hand(NamedTuple):
 def hands_at_once(num_proposals: int) -> int:
     """Moves whose proposals a chain draws together."""
     return max(1, min(HANDS, ROWS // num_proposals))
+
+
+def deck_of(number: int, size: int) -> tuple[int, int]:
+    """Which of its decks a chain's ``number``-th hand is in, and where: the first one is small."""
+    first = min(FIRST_HANDS, size)
+    if number < first:
+        return 0, number
+    return 1 + (number - first) // size, (number - first) % size
 
 
 def count_moves(every: int, transitions: Tensor) -> Tensor:
@@ -133,20 +142,25 @@ class FreeJumps:
 
     def _hands(self, rows: Tensor, number: Tensor, streams: Streams) -> Hand:
         """Of each chain the hand with its number."""
-        deck, place = number // self._size, number % self._size
-        for chain, wanted in zip(rows.tolist(), deck.tolist(), strict=True):
-            if self._held[chain] != wanted:
-                dealt = self._deal(streams.chain_seed(chain, wanted))
-                if self._decks is None:
-                    self._decks = zero_rows(Hand(*(f[None] for f in dealt)), len(self._held))
-                where = torch.tensor([chain], device=rows.device)
-                put_rows_(self._decks, where, Hand(*(f[None] for f in dealt)))
-                self._held[chain] = wanted
+        found = [deck_of(each, self._size) for each in number.tolist()]
+        for chain, (deck, _) in zip(rows.tolist(), found, strict=True):
+            if self._held[chain] != deck:
+                self._put(chain, self._deal(streams.chain_seed(chain, deck), deck))
+                self._held[chain] = deck
         assert self._decks is not None
+        place = torch.tensor([place for _, place in found], device=rows.device)
         return Hand(*(field[rows, place] for field in self._decks))
 
-    def _deal(self, seed: int) -> Hand:
-        moves, size = self._moves, self._size
+    def _put(self, chain: int, dealt: Hand) -> None:
+        if self._decks is None:
+            shape = len(self._held), self._size
+            self._decks = Hand(*(field.new_zeros(*shape, *field.shape[1:]) for field in dealt))
+        for room, field in zip(self._decks, dealt, strict=True):
+            room[chain, : len(field)] = field
+
+    def _deal(self, seed: int, deck: int) -> Hand:
+        moves = self._moves
+        size = min(FIRST_HANDS, self._size) if deck == 0 else self._size
         seed_global(seed, self._like.device)
         z = self._reference.sample(size * moves.num_proposals)
         noise = torch.rand(size, 1, dtype=torch.float64, device=z.device)
