@@ -49,6 +49,8 @@ def grow_both(advance, dtype=torch.float64, steps=150, per_chain=False):
         )
         if not (torch.equal(rows, done.nonzero()[:, 0]) and same(tree, other)):
             return False
+        if ended is None:
+            continue
         if not equal(ended, take_rows(found, rows)):
             return False
         _, info = told(ended)
@@ -91,7 +93,7 @@ PLANTS = {
     "subtrees that never close": ("(turned & closes[leaf])", "(turned & closes[0 * leaf])"),
     "trees that never turn as a whole": ("whole, turning |", "whole, ~(turning == turning) |"),
     "the limit of depth one too high": (">= tree.num_slots", "> tree.num_slots"),
-    "the edge left behind": ("whole & way & ~forward, right", "whole & way & ~forward, left"),
+    "the edge left behind": ("from_right, right", "from_right, left"),
     "half a momentum too much": ("momentum, alpha=-0.5", "momentum, alpha=-0.4"),
     "weights that are not cleared": ("whole, -torch.inf, sub_weight", "whole, weight, sub_weight"),
     "new trees that keep their weight": (
@@ -130,5 +132,6 @@ def test_without_a_cuda_device_trees_are_grown_by_rows(monkeypatch):
         momentum = normal(tree.edge[:, :DIM], generator)
         one = advance_(walled, tree, tuning, noise, momentum)
         two = advance(tuning, noise, momentum)
-        assert torch.equal(one[0], two[0]) and equal(one[1], two[1])
+        assert torch.equal(one[0], two[0])
+        assert (one[1] is None and two[1] is None) or equal(one[1], two[1])
     assert same(tree, other)

@@ -85,7 +85,7 @@ def test_their_cost_is_capped(make, kernel):
     chains, free = SMALL["num_chains"], kernel == "NUTS"
     step = price.gradient(chains) + free * BOOKKEEPING
     if free:
-        hands = hands_at_once(n)
+        hands = hands_at_once(n, gebm.latent_dim)
         move = chains * (price.proposals(hands * n) + price.gradient(hands)) / hands + FREE_MOVE
     else:
         move = price.proposals(chains * n) + step

@@ -20,7 +20,7 @@ from torch import nn
 
 import pyro_gebm as pg
 from pyro_gebm import inference_data
-from pyro_gebm.mcmc import KERNELS
+from pyro_gebm.mcmc import KERNELS, free_jumps
 
 SMALL = {"num_chains": 5, "warmup_steps": 12}
 JUMPS = pg.GlobalMoves(num_proposals=3, every=2)
@@ -137,6 +137,16 @@ def test_after_ctrl_c(kind, thinning, fail_after):
     done = draws_of(part).shape[1]
     assert part.attrs["interrupted"] == 1 and 0 < done < total
     assert_continues([part, go(gumbel, total - done, resume=part)], whole)
+
+
+def test_free_running_with_jumps_from_deck_to_deck(monkeypatch):
+    monkeypatch.setattr(free_jumps, "HANDS", 3)
+    settings = {"kernel": "NUTS", "global_moves": JUMPS, **SMALL}
+    whole = quiet_sample(hills(), num_samples=40, **settings)
+    pieces = [quiet_sample(hills(), num_samples=7, **settings)]
+    for n in (1, 20, 12):
+        pieces.append(quiet_sample(hills(), num_samples=n, resume=pieces[-1], **settings))
+    assert_continues(pieces, whole)
 
 
 @pytest.mark.parametrize("fail_after", [40, 77, 110])

@@ -40,8 +40,9 @@ class Collector:
         self._in_step = 0
         """Transitions that ``_told`` tells of, of kernels whose chains go in step."""
         self._parts = torch.zeros_like(start.step)
-        self._goal = start.transitions + buffers.num_samples * thinning
         """The same by chain, where they run freely."""
+        self._goal = start.transitions + buffers.num_samples * thinning
+        """Transitions that each chain will have made when it has all its draws."""
 
     @property
     def batch_steps(self) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.global_moves import GlobalMoves, log_weights
-from pyro_gebm.mcmc.gradients import uncompiled
+from pyro_gebm.mcmc.gradients import CapturedPotential, uncompiled
 from pyro_gebm.mcmc.kernel import (
     Info,
     KernelState,
@@ -16,7 +16,7 @@ from pyro_gebm.mcmc.kernel import (
     select,
     take_rows,
 )
-from pyro_gebm.mcmc.random import Streams, seed_global, uniform
+from pyro_gebm.mcmc.random import BLOCK, Streams, seed_global, uniform
 from pyro_gebm.mcmc.reference import Reference
 
 HANDS = 32
@@ -24,6 +24,9 @@ HANDS = 32
 
 ROWS = 1024
 """Proposals evaluated together, at most."""
+
+NUMBERS = 2**14
+"""Kept of a chain's hands, at most: positions, gradients and two more."""
 
 FIRST_HANDS = 4
 """Of a chain that may not go on for long."""
@@ -44,9 +47,9 @@ class Hand(NamedTuple):
         return KernelState(self.z, self.potential_energy, self.z_grad)
 
 
-def hands_at_once(num_proposals: int) -> int:
-    """Moves whose proposals a chain draws together."""
-    return max(1, min(HANDS, ROWS // num_proposals))
+def hands_at_once(num_proposals: int, dim: int) -> int:
+    """Moves whose proposals a chain draws together: as many for every number of chains."""
+    return max(1, min(HANDS, ROWS // num_proposals, NUMBERS // (2 * dim + 2)))
 
 
 def deck_of(number: int, size: int) -> tuple[int, int]:
@@ -57,15 +60,27 @@ def deck_of(number: int, size: int) -> tuple[int, int]:
     return 1 + (number - first) // size, (number - first) % size
 
 
-def count_moves(every: int, transitions: Tensor) -> Tensor:
-    """Moves that each chain tries in its first ``transitions`` (C,): one in ``every``, in turn."""
-    turn = transitions + _offset(every, transitions)
-    return -(-turn // every)
+def next_hand(every: int, transitions: Tensor) -> Tensor:
+    """The number of each chain's next hand once it has made ``transitions``, (C,) each.
+
+    A chain moves after every k-th transition. Chains do not begin together, and each begins as
+    it would in a part of the batch that was cut at a multiple of 64.
+    """
+    place = torch.arange(len(transitions), device=transitions.device) % BLOCK
+    return -(-(transitions + place * every // BLOCK) // every)
 
 
-def _offset(every: int, like: Tensor) -> Tensor:
-    """Chains differ in when they begin, and as before in a batch cut at multiples of 64."""
-    return torch.arange(len(like), device=like.device) % 64 % every
+def moves_tried(moves: GlobalMoves | None, start: Tensor, end: Tensor) -> Tensor:
+    """Moves of each chain between two numbers of transitions, (C,) each."""
+    if moves is None:
+        return torch.zeros_like(start)
+    return next_hand(moves.every, end) - next_hand(moves.every, start)
+
+
+def _plain(potential_fn: PotentialFn) -> PotentialFn:
+    """Neither compiled nor recorded: hands have shapes of their own, and are few."""
+    inner = uncompiled(potential_fn)
+    return inner.potential_fn if isinstance(inner, CapturedPotential) else inner
 
 
 @final
@@ -86,10 +101,9 @@ class FreeJumps:
     def __init__(
         self, potential_fn: PotentialFn, reference: Reference, moves: GlobalMoves, like: Tensor
     ) -> None:
-        # Values and a few gradients at a shape of their own are not worth compiling.
-        self._potential_fn, self._reference = uncompiled(potential_fn), reference
+        self._potential_fn, self._reference = _plain(potential_fn), reference
         self._moves, self._like = moves, like
-        self._size = hands_at_once(moves.num_proposals)
+        self._size = hands_at_once(moves.num_proposals, like.shape[1])
         self._held = [-1] * len(like)
         """The number of what each chain holds."""
         self._decks: Hand | None = None
@@ -110,8 +124,8 @@ class FreeJumps:
         never = torch.full_like(info.accept_prob, torch.nan)
         info = info._replace(global_accept_prob=never)
         every = self._moves.every
-        number = count_moves(every, before)[rows]
-        due = count_moves(every, before + 1)[rows] > number
+        number = next_hand(every, before)[rows]
+        due = next_hand(every, before + 1)[rows] > number
         place = due.nonzero()[:, 0]
         if not len(place):
             return state, info, due
@@ -164,7 +178,7 @@ class FreeJumps:
         seed_global(seed, self._like.device)
         z = self._reference.sample(size * moves.num_proposals)
         noise = torch.rand(size, 1, dtype=torch.float64, device=z.device)
-        log_weight = log_weights(self._potential_fn, self._reference, z)[0].view(size, -1)
+        log_weight = log_weights(self._potential_fn, self._reference, z).view(size, -1)
         share = log_weight.double().softmax(1).cumsum(1)
         # Not a number where none is usable: then the first, with weight zero.
         chosen = (share < noise).sum(1).clamp(max=moves.num_proposals - 1)

@@ -52,10 +52,6 @@ class Jump(NamedTuple):
 
     z: Tensor
     """Where the chains are now, (R, D)."""
-    moved: Tensor
-    """Which of them were somewhere else before, (R,) bool."""
-    potential_energy: Tensor
-    """U where they are now, (R,)."""
     accept_prob: Tensor
     """Probability of having moved, (R,)."""
 
@@ -70,26 +66,21 @@ def jump(
 ) -> Jump:
     """One move of chains at ``z`` (R, D) with ``proposals`` (R, n, D) and uniforms (R,)."""
     rows, n, dim = proposals.shape
-    log_weight, energies = log_weights(potential_fn, reference, proposals.reshape(rows * n, dim))
+    log_weight = log_weights(potential_fn, reference, proposals.reshape(rows * n, dim))
     with torch.no_grad():
         current = reference.potential_fn(z) - potential_energy
     share = torch.cat([current[:, None], log_weight.view(rows, n)], 1).softmax(1)
     chosen = (share.cumsum(1) < noise[:, None]).sum(1).clamp(max=n)
     moved = chosen > 0
     place = torch.arange(rows, device=z.device), (chosen - 1).clamp(min=0)
-    energy = torch.where(moved, energies.view(rows, n)[place], potential_energy)
-    z = torch.where(moved[:, None], proposals[place], z)
-    return Jump(z, moved, energy, 1 - share[:, 0])
+    return Jump(torch.where(moved[:, None], proposals[place], z), 1 - share[:, 0])
 
 
-def log_weights(
-    potential_fn: PotentialFn, reference: Reference, z: Tensor
-) -> tuple[Tensor, Tensor]:
-    """log w = U_0 - U of proposals (N, D), -inf where that is not finite, and U, (N,) each."""
+def log_weights(potential_fn: PotentialFn, reference: Reference, z: Tensor) -> Tensor:
+    """log w = U_0 - U of proposals (N, D), (N,); -inf where that is not finite."""
     with torch.no_grad():
-        energies = potential_fn(z)
-        log_weight = reference.potential_fn(z) - energies
-    return torch.where(torch.isfinite(log_weight), log_weight, -torch.inf), energies
+        log_weight = reference.potential_fn(z) - potential_fn(z)
+    return torch.where(torch.isfinite(log_weight), log_weight, -torch.inf)
 
 
 def propose(reference: Reference, like: Tensor, generator: Generator) -> Tensor:

@@ -87,7 +87,9 @@ class Advancer:
         # Held here, where a graph reads it: the cache that it comes from forgets.
         self._slots = checkpoint_table(tree.num_slots, tree.edge.device)
 
-    def __call__(self, tuning: Tuning, noise: Tensor, momentum: Tensor) -> tuple[Tensor, Ended]:
+    def __call__(
+        self, tuning: Tuning, noise: Tensor, momentum: Tensor
+    ) -> tuple[Tensor, Ended | None]:
         """What ``advance_`` does with the same arguments."""
         given = tuning.step_size, tuning.inverse_mass_matrix, noise, momentum
         inputs = tuple(x.contiguous() for x in given)
@@ -119,10 +121,6 @@ class Advancer:
             self._graph = _Graph(recorded[0], rooms, recorded[1])
 
 
-_NONE = Ended(*[torch.empty(0)] * len(Ended._fields))
-"""What nobody tells."""
-
-
 class _Graph(NamedTuple):
     """A recorded step."""
 
@@ -138,12 +136,12 @@ class _Graph(NamedTuple):
         return self.written
 
 
-def _chosen(found: tuple[Tensor, ...]) -> tuple[Tensor, Ended]:
+def _chosen(found: tuple[Tensor, ...]) -> tuple[Tensor, Ended | None]:
     """The chains whose trees have ended, and their rows: copies."""
     *fields, done = found
     rows = done.nonzero()[:, 0]
     # None at most steps of few chains, and of long trees.
-    return rows, take_rows(Ended(*fields), rows) if len(rows) else _NONE
+    return rows, take_rows(Ended(*fields), rows) if len(rows) else None
 
 
 def _advance_flat(potential_fn: PotentialFn, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -180,7 +178,7 @@ def _settle_(
     leaf = _add_leaf(tree, state, momentum, noise[:, 0], slots)
     count, depth, steps = tree.counts.unbind(1)
     done = leaf.turning | leaf.diverging
-    whole = (count + 1 == torch.exp2(depth)) & ~done
+    whole = (count + 1 == 1 << depth) & ~done
     turning = _join_(tree, leaf, whole, noise[:, 1], noise[:, 2])
     depth = depth + whole
     done = torch.where(whole, turning | (depth >= tree.num_slots), done)
@@ -254,12 +252,15 @@ def _join_(tree: Tree, leaf: _Leaf, whole: Tensor, draw_noise: Tensor, way_noise
     start, draw_error, weight, sub_error, sub_weight, step, accept, worst = leaf.numbers
     forward, way = step > 0, way_noise < 0.5
     take = whole & (draw_noise < (sub_weight - weight).exp())
-    right = _where(whole & forward, leaf.edge, tree.right)
-    left = _where(whole & ~forward, leaf.edge, tree.left)
+    # One tensor of all masks: compiled, each is then worked out once, not at every coordinate.
+    masks = whole & forward, whole & ~forward, whole & way & ~forward, whole & ~way & forward, take
+    to_right, to_left, from_right, from_left, take = torch.stack(masks, 1).unbind(1)
+    right = _where(to_right, leaf.edge, tree.right)
+    left = _where(to_left, leaf.edge, tree.left)
     ends = momentum_of(left), momentum_of(right)
     total = tree.sums[:, WHOLE] + leaf.total
-    edge = _where(whole & way & ~forward, right, leaf.edge)
-    tree.edge.copy_(_where(whole & ~way & forward, left, edge))
+    edge = _where(from_right, right, leaf.edge)
+    tree.edge.copy_(_where(from_left, left, edge))
     tree.right.copy_(right)
     tree.left.copy_(left)
     tree.draw.copy_(_where(take, leaf.sub_draw, tree.draw))

@@ -101,7 +101,7 @@ class NUTS(Kernel):
             noise = tree_noise(state.potential_energy, streams.at(batch_step))
             momentum = normal(state.z, streams)
             rows, ended = advance_(potential_fn, tree, tuning, noise, momentum)
-            if len(rows):
+            if ended is not None:
                 keep = waiting[rows]
                 put_rows_(result, rows[keep], take_rows(ended, keep))
                 waiting[rows] = False
@@ -116,7 +116,7 @@ def tree_noise(like: Tensor, generator: Generator) -> Tensor:
 
 def advance_(
     potential_fn: PotentialFn, tree: Tree, tuning: Tuning, noise: Tensor, momentum: Tensor
-) -> tuple[Tensor, Ended]:
+) -> tuple[Tensor, Ended | None]:
     """One step of every tree; those that end with it tell of it, and are planted anew.
 
     Args:
@@ -127,13 +127,14 @@ def advance_(
         momentum: what new trees start with, (C, D), standard normals.
 
     Returns:
-        The chains whose trees have ended, (R,), and what is told of them.
+        The chains whose trees have ended, (R,), and what is told of them; ``None`` of nobody.
     """
     grow_(potential_fn, tree, tuning, noise)
     rows = tree.done.nonzero()[:, 0]
+    if not len(rows):
+        return rows, None
     ended = harvest(tree, rows)
-    if len(rows):
-        plant_(tree, rows, unpack(ended.point)[0], tuning, momentum[rows], noise[rows, 3])
+    plant_(tree, rows, unpack(ended.point)[0], tuning, momentum[rows], noise[rows, 3])
     return rows, ended
 
 
@@ -172,7 +173,7 @@ def grow_(potential_fn: PotentialFn, tree: Tree, tuning: Tuning, noise: Tensor) 
     turning = add_leaf_(tree, momentum, error, noise[:, 0])
     done = turning.logical_or_(tree.diverging)
     tree.done.copy_(done)
-    whole = (tree.counts[:, LEAF] == torch.exp2(tree.counts[:, DEPTH])).logical_and_(~done)
+    whole = (tree.counts[:, LEAF] == 1 << tree.counts[:, DEPTH]).logical_and_(~done)
     rows = whole.nonzero()[:, 0]
     if len(rows):
         join_(tree, rows, noise[rows, 1], noise[rows, 2])

@@ -73,6 +73,7 @@ class Streams:
         # Not plain mix(0, 0) = 0, which would be torch's own stream of seed 0.
         self._key = mix(mix(phase, seed % _WORD ^ _SALT), seed // _WORD ^ _SALT)
         self.blocks = [torch.Generator(device) for _ in numbers]
+        self._numbers = list(numbers)
         self._keys = [mix(block + 1, self._key) for block in numbers]
         self._shared, self._shared_waits = torch.Generator(), True
         self.shift = mix(self._key) / _WORD
@@ -97,7 +98,9 @@ class Streams:
     def chain_seed(self, chain: int, number: int) -> int:
         """A seed for the ``number``-th of something that a chain draws by itself, at any step."""
         block, row = divmod(chain, self.size)
-        return mix(number, mix(row + 1, self._keys[block] ^ _SALT))
+        # One key for all chains: those of one number are then distinct.
+        own = mix(self._numbers[block] * self.size + row + 1, self._key ^ _SALT)
+        return mix(own, mix(number + 1, self._key))
 
 
 Generator: TypeAlias = torch.Generator | Streams

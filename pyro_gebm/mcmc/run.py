@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.collect import Collector
 from pyro_gebm.mcmc.draws import Buffers, Draws, Position
-from pyro_gebm.mcmc.free_jumps import count_moves
+from pyro_gebm.mcmc.free_jumps import moves_tried
 from pyro_gebm.mcmc.global_moves import GlobalMoves
 from pyro_gebm.mcmc.gradients import uncompiled
 from pyro_gebm.mcmc.kernel import Kernel, Tuning, evaluate
@@ -114,6 +114,8 @@ def draw(
     if ended.interrupted and ended.is_free:
         made = z.shape[1] * thinning
         last = position_at(moves, start.position, z[:, -1], info.num_steps.sum(1), made)
+    tried = moves_tried(moves.global_moves, start.position.transitions, last.transitions)
+    busiest = int(tried.max())  # a gradient for each, beside those of steps
     return Draws(
         z=z,
         potential_energy=energy,
@@ -123,7 +125,9 @@ def draw(
         num_warmup_steps=start.spent,
         interrupted=ended.interrupted,
         # In step, all wait for the chain that needs most.
-        batch_steps=ended.batch_steps if ended.is_free else int(info.num_steps.amax(0).sum()),
+        batch_steps=ended.batch_steps + busiest
+        if ended.is_free
+        else int(info.num_steps.amax(0).sum()),
         warmup=start.draws,
     )
 
@@ -203,8 +207,7 @@ def position_at(
         transitions: that it has made.
     """
     state = evaluate(uncompiled(moves.potential_fn), z.to(start.state.z))
-    made, steps = start.transitions + transitions, gradients.to(start.step)
-    if moves.global_moves is not None:  # whose gradients are no steps of the batch
-        every = moves.global_moves.every
-        steps = steps - (count_moves(every, made) - count_moves(every, start.transitions))
-    return Position(state, start.step + steps, made)
+    made = start.transitions + transitions
+    # The gradients of moves are no steps of the batch.
+    tried = moves_tried(moves.global_moves, start.transitions, made)
+    return Position(state, start.step + gradients.to(tried) - tried, made)

@@ -43,8 +43,19 @@ Transitions: TypeAlias = Iterating[Finished, Tuning | None, None]
 """Send it a tuning, and the next transitions use it."""
 
 
+def check_moves(moves: Moves) -> None:
+    """Raise if there are global moves, and nothing to propose from."""
+    if moves.global_moves is not None and moves.reference is None:
+        raise ValueError("global_moves: expected a reference to propose from; got None")
+
+
 def transitions(moves: Moves, position: Position, tuning: Tuning, streams: Streams) -> Transitions:
-    """Transitions without end, from ``position``: NUTS runs freely, all others in step."""
+    """Transitions without end, from ``position``: NUTS runs freely, all others in step.
+
+    Raises:
+        ValueError: global moves without reference.
+    """
+    check_moves(moves)
     if isinstance(moves.kernel, NUTS):
         return _freely(moves, moves.kernel, position, tuning, streams)
     return _in_step(moves, position, tuning, streams)
@@ -95,10 +106,10 @@ def _freely(
         step += 1
         noise, momentum = _noise(state, streams.at(step))
         rows, ended = advance(tuning, noise, momentum)
-        if step < last_join and len(rows):
+        if step < last_join and ended is not None:
             keep = joins[rows] <= step
             rows, ended = rows[keep], take_rows(ended, keep)
-        if len(rows):
+        if ended is not None and len(rows):
             there, info = told(ended)
             if jumps is not None:
                 there, info, moved = jumps.apply(rows, made, there, info, streams)
@@ -114,8 +125,9 @@ def _freely(
 
 
 def _free_jumps(moves: Moves, state: KernelState) -> FreeJumps | None:
-    if moves.global_moves is None or moves.reference is None:
+    if moves.global_moves is None:
         return None
+    assert moves.reference is not None
     return FreeJumps(moves.potential_fn, moves.reference, moves.global_moves, state.z)
 
 

@@ -15,10 +15,11 @@ from pyro_gebm.mcmc.adaptation import (
 )
 from pyro_gebm.mcmc.collect import Collector
 from pyro_gebm.mcmc.draws import Buffers, Position
+from pyro_gebm.mcmc.free_jumps import moves_tried
 from pyro_gebm.mcmc.gradients import uncompiled
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, join_rows, put_rows_, take_rows
 from pyro_gebm.mcmc.random import Streams
-from pyro_gebm.mcmc.transitions import Finished, Moves, transitions
+from pyro_gebm.mcmc.transitions import Finished, Moves, check_moves, transitions
 
 PHASE = 0
 """Warm-up and draws have random streams of their own."""
@@ -83,8 +84,7 @@ def warm_up(
     Raises:
         ValueError: global moves without reference.
     """
-    if moves.global_moves is not None and moves.reference is None:
-        raise ValueError("global_moves: expected a reference to propose from; got None")
+    check_moves(moves)
     state = moves.kernel.init(uncompiled(moves.potential_fn), z)
     position = Position(state, no_steps(z), no_steps(z))
     if tuning is not None and not warmup_steps:
@@ -113,7 +113,8 @@ def _adapted(
         kernel, moves.potential_fn, state, given, streams, kernel.num_levels
     )
     stream = transitions(moves._replace(kernel=kernel), position, tuning, streams)
-    spent = first = no_steps(state.z) + searched
+    none, made = no_steps(state.z), no_steps(state.z)
+    spent = first = none + searched
     collector = None if kept is None else Collector(kept, position)
     ends, sent, steps = set(window_ends(warmup_steps)), None, []
     while adaptation.rounds < warmup_steps:
@@ -123,7 +124,8 @@ def _adapted(
             state, spent = event.state, spent + event.info.num_steps
         else:
             put_rows_(state, event.rows, event.state)
-            spent = first + event.step
+            made.index_add_(0, event.rows, torch.ones_like(event.rows))
+            spent = first + event.step + moves_tried(moves.global_moves, none, made)
         steps.append(event.info.num_steps)
         waiting.add(event)
         if kernel.step_size_per_chain or waiting.count >= adaptation.missing:

@@ -100,7 +100,8 @@ def choose_moves(
     chains, free = len(log_weight), isinstance(kernel, NUTS)
     for n in CHOICES:
         step = price.gradient(chains) + (BOOKKEEPING if free else 0.0)
-        move = _free_moves(price, n, chains) if free else price.proposals(chains * n) + step
+        drawn = _drawn_ahead(price, n, pilot.z.shape[1], chains) if free else None
+        move = price.proposals(chains * n) + step if drawn is None else drawn
         accept = leaving(pilot, log_weight, n)
         share = GOOD_SHARE if accept >= GOOD_ACCEPTANCE else COST_SHARE
         every = max(1, math.ceil(move / (share * num_steps * step)))
@@ -111,9 +112,9 @@ def choose_moves(
     return best
 
 
-def _free_moves(price: Price, n: int, chains: int) -> float:
+def _drawn_ahead(price: Price, n: int, dim: int, chains: int) -> float:
     """Microseconds of a move of every chain, each drawing those of some moves by itself."""
-    hands = hands_at_once(n)
+    hands = hands_at_once(n, dim)
     return chains * (price.proposals(hands * n) + price.gradient(hands)) / hands + FREE_MOVE
 
 
@@ -131,14 +132,22 @@ def first_moves(pilot: Pilot, kernel: Kernel, price: Price, chains: int) -> Glob
 
 
 def settled_moves(
-    pilot: Pilot, warmed: Warmed, target: Target, price: Price, kernel: Kernel
+    pilot: Pilot,
+    warmed: Warmed,
+    target: Target,
+    price: Price,
+    kernel: Kernel,
+    moves: GlobalMoves | None,
 ) -> GlobalMoves | None:
-    """What the draws use, from where warm-up has led and what a transition costs."""
+    """What the draws use, from where warm-up with ``moves`` has led and what a transition costs."""
     assert target.reference is not None
     state = warmed.position.state
     with torch.no_grad():
         log_weight = target.reference.potential_fn(state.z) - state.potential_energy
-    return choose_moves(pilot, log_weight, warmed.num_steps, price, kernel)
+    num_steps = warmed.num_steps
+    if isinstance(kernel, NUTS) and moves is not None:  # without the gradients of moves
+        num_steps -= 1 / moves.every
+    return choose_moves(pilot, log_weight, num_steps, price, kernel)
 
 
 def missing_mass(

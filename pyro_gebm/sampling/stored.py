@@ -14,6 +14,7 @@ from pyro_gebm import inference_data
 from pyro_gebm.inference_data import Attribute, InferenceData, Store
 from pyro_gebm.mcmc import Info, Kernel, Position
 from pyro_gebm.mcmc.draws import Buffers
+from pyro_gebm.mcmc.free_jumps import moves_tried
 from pyro_gebm.mcmc.run import fill, position_at
 from pyro_gebm.sampling.destination import unfinished_path
 from pyro_gebm.sampling.pilot import missing_mass
@@ -188,8 +189,10 @@ def _finish(run: _Run, ready: Ready, parts: list[_Part], started: float) -> None
         store.close()
     steps, in_step = inference_data.count_steps(unfinished, draws)
     position = _last_position(run, ready, parts, interrupted, steps)
-    first_step = int(ready.warmed.position.step.min())
-    batch_steps = max(part.last_step for part in parts) - first_step
+    start, made = ready.warmed.position, draws * run.settings.thinning
+    tried = moves_tried(ready.global_moves, start.transitions, start.transitions + made)
+    last_step = max(part.last_step for part in parts)
+    batch_steps = last_step - int(start.step.min()) + int(tried.max())
     found: dict[str, Attribute] = {
         "sampling_time": time.perf_counter() - started,
         "interrupted": int(interrupted),

@@ -72,9 +72,9 @@ def _estimate(idata: Any) -> int:
     Proposals of warm-up are taken to be as many a gradient as those of the draws.
     """
     stats = idata["sample_stats"]
-    n, _ = idata.attrs["global_moves"]
+    n, _ = idata.attrs.get("global_moves", (0, 0))
     gradients = int(stats["n_steps"].values.sum())
-    proposals = n * int(np.isfinite(stats["global_acceptance_rate"].values).sum())
+    proposals = n and n * int(np.isfinite(stats["global_acceptance_rate"].values).sum())
     warmup = float(idata.attrs["warmup_gradient_evaluations"]) * len(stats["n_steps"])
     return round((gradients + warmup) * (1 + proposals / gradients))
 
