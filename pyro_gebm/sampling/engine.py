@@ -137,7 +137,7 @@ def _warm_up_local(
         settings, Moves(bound, target.potential_fn, target.reference, moves), start, seed
     )
     if automatic and pilot is not None:
-        moves = settled_moves(pilot, warmed, target, price, kernel, moves)
+        moves = settled_moves(pilot, warmed, target, price, kernel)
         if moves is None and is_gebm:
             problems = (_TOO_FAR,)
     return Ready(warmed, seed, moves, None, pilot if is_gebm else None, problems)

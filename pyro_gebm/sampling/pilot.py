@@ -132,22 +132,14 @@ def first_moves(pilot: Pilot, kernel: Kernel, price: Price, chains: int) -> Glob
 
 
 def settled_moves(
-    pilot: Pilot,
-    warmed: Warmed,
-    target: Target,
-    price: Price,
-    kernel: Kernel,
-    moves: GlobalMoves | None,
+    pilot: Pilot, warmed: Warmed, target: Target, price: Price, kernel: Kernel
 ) -> GlobalMoves | None:
-    """What the draws use, from where warm-up with ``moves`` has led and what a transition costs."""
+    """What the draws use, from where warm-up has led and what a transition costs."""
     assert target.reference is not None
     state = warmed.position.state
     with torch.no_grad():
         log_weight = target.reference.potential_fn(state.z) - state.potential_energy
-    num_steps = warmed.num_steps
-    if isinstance(kernel, NUTS) and moves is not None:  # without the gradients of moves
-        num_steps -= 1 / moves.every
-    return choose_moves(pilot, log_weight, num_steps, price, kernel)
+    return choose_moves(pilot, log_weight, warmed.num_steps, price, kernel)
 
 
 def missing_mass(
