@@ -144,6 +144,20 @@ def test_parity_alternates():
     assert [shared_parity(streams.at(step)) for step in range(4)] == [0, 1, 0, 1]
 
 
+def test_no_two_chains_share_a_seed_of_their_own():
+    streams = Streams(0, 300, CPU)
+    for number in (0, 1, 17):
+        assert len({streams.chain_seed(chain, number) for chain in range(300)}) == 300
+    assert len({streams.chain_seed(7, number) for number in range(3000)}) == 3000
+    # What is cut from a larger batch has those of its place there, another phase others.
+    part = Streams(0, 100, CPU, blocks=[2, 3])
+    assert [part.chain_seed(c, 5) for c in (0, 99)] == [
+        streams.chain_seed(c, 5) for c in (128, 227)
+    ]
+    assert streams.chain_seed(7, 0) != Streams(0, 300, CPU, phase=1).chain_seed(7, 0)
+    assert streams.at(9).chain_seed(7, 0) == streams.at(2).chain_seed(7, 0)
+
+
 def test_torchs_own_generator_serves_as_well():
     generator = rng(3)
     drawn = [shared_parity(generator) for _ in range(400)]

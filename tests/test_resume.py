@@ -149,6 +149,22 @@ def test_free_running_with_jumps_from_deck_to_deck(monkeypatch):
     assert_continues(pieces, whole)
 
 
+def test_a_run_that_did_not_count_its_transitions_goes_on(monkeypatch):
+    settings = {"kernel": "NUTS", "global_moves": JUMPS, **SMALL}
+    first = quiet_sample(hills(), num_samples=6, **settings)
+    read = inference_data.sampling_state
+
+    def old(idata):
+        return {name: value for name, value in read(idata).items() if name != "transitions"}
+
+    monkeypatch.setattr(inference_data, "sampling_state", old)
+    one = quiet_sample(hills(), num_samples=9, resume=first, **settings)
+    monkeypatch.setattr(inference_data, "sampling_state", read)
+    assert (draws_of(one) != draws_of(first)[:, -1:]).any()
+    again = quiet_sample(hills(), num_samples=5, resume=one, **settings)
+    assert (read(again)["transitions"] == read(one)["transitions"] + 5).all()
+
+
 @pytest.mark.parametrize("fail_after", [40, 77, 110])
 def test_after_ctrl_c_with_jumps(fail_after):
     settings = {"kernel": "NUTS", "global_moves": JUMPS, **SMALL}

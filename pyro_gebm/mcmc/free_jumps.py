@@ -105,7 +105,7 @@ class FreeJumps:
         self._moves, self._like = moves, like
         self._size = hands_at_once(moves.num_proposals, like.shape[1])
         self._held = [-1] * len(like)
-        """The number of what each chain holds."""
+        """The deck that each chain holds."""
         self._decks: Hand | None = None
         """Of all chains, (C, H, ...)."""
 

@@ -64,7 +64,10 @@ def jump(
     proposals: Tensor,
     noise: Tensor,
 ) -> Jump:
-    """One move of chains at ``z`` (R, D) with ``proposals`` (R, n, D) and uniforms (R,)."""
+    """One move of chains at ``z`` (R, D) with ``proposals`` (R, n, D) and uniforms (R,).
+
+    A proposal whose density is not finite has weight zero.
+    """
     rows, n, dim = proposals.shape
     log_weight = log_weights(potential_fn, reference, proposals.reshape(rows * n, dim))
     with torch.no_grad():
