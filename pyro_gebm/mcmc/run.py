@@ -115,7 +115,8 @@ def draw(
         made = z.shape[1] * thinning
         last = position_at(moves, start.position, z[:, -1], info.num_steps.sum(1), made)
     tried = moves_tried(moves.global_moves, start.position.transitions, last.transitions)
-    busiest = int(tried.max())  # a gradient for each, beside those of steps
+    # In step, all wait for the chain that needs most; freely, moves add their gradients to steps.
+    in_step, freely = int(info.num_steps.amax(0).sum()), ended.batch_steps + int(tried.max())
     return Draws(
         z=z,
         potential_energy=energy,
@@ -124,10 +125,7 @@ def draw(
         last=last,
         num_warmup_steps=start.spent,
         interrupted=ended.interrupted,
-        # In step, all wait for the chain that needs most.
-        batch_steps=ended.batch_steps + busiest
-        if ended.is_free
-        else int(info.num_steps.amax(0).sum()),
+        batch_steps=freely if ended.is_free else in_step,
         warmup=start.draws,
     )
 

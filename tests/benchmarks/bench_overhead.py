@@ -75,14 +75,16 @@ def overhead(
     plain = target.torch_potential()
     potential_fn = CompiledPotential(plain) if compiled else plain
     start = torch.from_numpy(target.start(chains, 0, "base" if target.modes is None else "exact"))
-    bare, found = [], {name: [] for name in KERNELS}
+    bare, uncompiled, found = [], [], {name: [] for name in KERNELS}
     for round_ in range(rounds):
         bare.append(bare_gradient(potential_fn, start, gradients))
+        uncompiled.append(bare_gradient(plain, start, gradients) if compiled else bare[-1])
         for name in KERNELS:
             found[name].append(kernel_gradient(name, potential_fn, start, gradients, seed=round_))
     results = []
     for name, seconds in found.items():
         ratios = [inside / alone for inside, alone in zip(seconds, bare, strict=True)]
+        over_plain = [inside / alone for inside, alone in zip(seconds, uncompiled, strict=True)]
         result = {
             "measure": "overhead",
             **{"target": target.name, "chains": chains, "kernel": name},
@@ -90,6 +92,7 @@ def overhead(
             "kernel_microseconds": 1e6 * statistics.median(seconds),
             "ratio": statistics.median(ratios),
             "ratio_range": [min(ratios), max(ratios)],
+            "ratio_to_uncompiled": statistics.median(over_plain),
         }
         results.append(tell(result))
     return results
