@@ -8,14 +8,7 @@ from torch import Tensor
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.global_moves import GlobalMoves, log_weights
 from pyro_gebm.mcmc.gradients import CapturedPotential, uncompiled
-from pyro_gebm.mcmc.kernel import (
-    Info,
-    KernelState,
-    evaluate,
-    put_rows,
-    select,
-    take_rows,
-)
+from pyro_gebm.mcmc.kernel import Info, KernelState, evaluate, put_rows, select, take_rows
 from pyro_gebm.mcmc.random import BLOCK, Streams, seed_global, uniform
 from pyro_gebm.mcmc.reference import Reference
 
@@ -66,8 +59,12 @@ def next_hand(every: int, transitions: Tensor) -> Tensor:
     A chain moves after every k-th transition. Chains do not begin together, and each begins as
     it would in a part of the batch that was cut at a multiple of 64.
     """
-    place = torch.arange(len(transitions), device=transitions.device) % BLOCK
-    return -(-(transitions + place * every // BLOCK) // every)
+    return -(-(transitions + _first_turns(every, transitions)) // every)
+
+
+def _first_turns(every: int, like: Tensor) -> Tensor:
+    """Each chain's turn at its first transition, (C,); it moves at every multiple of k."""
+    return torch.arange(len(like), device=like.device) % BLOCK * every // BLOCK
 
 
 def moves_tried(moves: GlobalMoves | None, start: Tensor, end: Tensor) -> Tensor:
@@ -104,6 +101,7 @@ class FreeJumps:
         self._potential_fn, self._reference = _plain(potential_fn), reference
         self._moves, self._like = moves, like
         self._size = hands_at_once(moves.num_proposals, like.shape[1])
+        self._first_turns = _first_turns(moves.every, like)
         self._held = [-1] * len(like)
         """The deck that each chain holds."""
         self._decks: Hand | None = None
@@ -123,13 +121,12 @@ class FreeJumps:
         """
         never = torch.full_like(info.accept_prob, torch.nan)
         info = info._replace(global_accept_prob=never)
-        every = self._moves.every
-        number = next_hand(every, before)[rows]
-        due = next_hand(every, before + 1)[rows] > number
+        turn, every = (before + self._first_turns)[rows], self._moves.every
+        due = turn % every == 0
         place = due.nonzero()[:, 0]
         if not len(place):
             return state, info, due
-        hand = self._hands(rows[place], number[place], streams)
+        hand = self._hands(rows[place], turn[place] // every, streams)
         here = take_rows(state, place)
         log_odds = hand.log_weight - self._weight_here(rows[place], here)
         accept_prob = torch.sigmoid(self._spread(rows[place], log_odds))[rows[place]]

@@ -96,35 +96,25 @@ def metropolis(
     return moved, Proposal(end, landing.momentum, landing.info(step_counts(num_steps, state)))
 
 
-def _arrive(potential_fn: PotentialFn, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The last hop of a trajectory, and ``settle``: where chains are, where it ends, and why."""
-    start, (momentum, noise) = KernelState(*tensors[5:8]), tensors[8:]
-    z, energy, gradient, flow = hop(potential_fn, *tensors[:5])
-    end = KernelState(z, energy, gradient)
-    moved, landing = settle(start, momentum, noise, end, flow, tensors[3])
-    return *moved[:3], *end[:3], *landing
-
-
-def settle(
-    state: KernelState,
-    momentum: Tensor,
-    noise: Tensor,
-    end: KernelState,
+def _arrive(
+    potential_fn: PotentialFn,
+    z: Tensor,
+    gradient: Tensor,
     flow: Tensor,
     scale: Tensor,
-) -> tuple[KernelState, Landing]:
-    """All that follows the last gradient of a trajectory: where each chain is, and why.
+    kick: Tensor,
+    *rest: Tensor,
+) -> tuple[Tensor, ...]:
+    """The last hop of a trajectory and all that follows: where chains are, where it ends, and why.
 
-    Args:
-        state: where the trajectory started.
-        momentum: of the start, (C, D).
-        noise: uniforms, (C,).
-        end: where it ends.
-        flow: its momentum before the last half kick, (C, D).
-        scale: s = ε M^(-1/2), (C, D).
+    ``rest``: z, U and ∇U where it started, its momentum there, (C, D), and uniforms (C,).
     """
-    landing = land(state.potential_energy, momentum, flow, scale, end)
-    return select(noise < landing.accept_prob, end, state), landing
+    start, (momentum, noise) = KernelState(*rest[:3]), rest[3:]
+    *there, flow = hop(potential_fn, z, gradient, flow, scale, kick)
+    end = KernelState(*there)
+    landing = land(start.potential_energy, momentum, flow, scale, end)
+    moved = select(noise < landing.accept_prob, end, start)
+    return *moved[:3], *end[:3], *landing
 
 
 def with_length(info: Info, tuning: Tuning) -> Info:

@@ -114,9 +114,11 @@ def draw(
     if ended.interrupted and ended.is_free:
         made = z.shape[1] * thinning
         last = position_at(moves, start.position, z[:, -1], info.num_steps.sum(1), made)
-    tried = moves_tried(moves.global_moves, start.position.transitions, last.transitions)
-    # In step, all wait for the chain that needs most; freely, moves add their gradients to steps.
-    in_step, freely = int(info.num_steps.amax(0).sum()), ended.batch_steps + int(tried.max())
+    if ended.is_free:  # moves add their gradients to those of steps
+        tried = moves_tried(moves.global_moves, start.position.transitions, last.transitions)
+        batch_steps = ended.batch_steps + int(tried.max())
+    else:  # all wait for the chain that needs most
+        batch_steps = int(info.num_steps.amax(0).sum())
     return Draws(
         z=z,
         potential_energy=energy,
@@ -125,7 +127,7 @@ def draw(
         last=last,
         num_warmup_steps=start.spent,
         interrupted=ended.interrupted,
-        batch_steps=freely if ended.is_free else in_step,
+        batch_steps=batch_steps,
         warmup=start.draws,
     )
 

@@ -125,7 +125,7 @@ def _adapted(
         else:
             put_rows_(state, event.rows, event.state)
             made.index_add_(0, event.rows, torch.ones_like(event.rows))
-            spent = first + event.step + moves_tried(moves.global_moves, none, made)
+            spent = first + event.step
         steps.append(event.info.num_steps)
         waiting.add(event)
         if kernel.step_size_per_chain or waiting.count >= adaptation.missing:
@@ -138,6 +138,7 @@ def _adapted(
         if collector is not None:
             collector.take(event)
         sent = tuning
+    spent = spent + moves_tried(moves.global_moves, none, made)  # in step, they are in already
     tuning = final_tuning(kernel, adaptation, tuning)
     mean_steps = float(torch.cat(steps[len(steps) // 2 :]).double().mean()) if steps else 1.0
     draws = None if kept is None else kept.read()

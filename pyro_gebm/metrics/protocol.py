@@ -196,8 +196,9 @@ def relative_score(
         >>> import torch
         >>> scorer = FrechetScorer(lambda x: x, torch.tensor([[0.0], [2.0]]))
         >>> near, far = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [4.0]])
-        >>> relative_score(scorer, [near, near], [far, far]).ratio
-        MeanSpread(mean=0.2..., sd=0.0, count=2)
+        >>> ratio = relative_score(scorer, [near, near], [far, far]).ratio
+        >>> round(ratio.mean, 9), ratio.sd, ratio.count
+        (0.25, 0.0, 2)
     """
     if len(refined_sets) != len(base_sets) or len(base_sets) == 0:
         raise ValueError(

@@ -100,8 +100,9 @@ def choose_moves(
     chains, free = len(log_weight), isinstance(kernel, NUTS)
     for n in CHOICES:
         step = price.gradient(chains) + (BOOKKEEPING if free else 0.0)
-        drawn = _drawn_ahead(price, n, pilot.z.shape[1], chains) if free else None
-        move = price.proposals(chains * n) + step if drawn is None else drawn
+        move = price.proposals(chains * n) + step
+        if free:
+            move = _drawn_ahead(price, n, pilot.z.shape[1], chains)
         accept = leaving(pilot, log_weight, n)
         share = GOOD_SHARE if accept >= GOOD_ACCEPTANCE else COST_SHARE
         every = max(1, math.ceil(move / (share * num_steps * step)))
