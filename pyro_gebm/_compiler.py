@@ -99,8 +99,10 @@ def _compiled(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Calla
 
     # Tracing carries it out.
     copies = [x.detach().clone(memory_format=torch.contiguous_format) for x in inputs]
-    graph = make_fx(lambda tensors: function(*tensors))(copies)
+    graph = make_fx(lambda tensors: function(*tensors), decomposition_table=_SPELT_OUT)(copies)
     graph.graph.set_codegen(CodeGen())  # tensors in, not a list of them
+    _merge_sigmoids(graph.graph)
+    _add_biases_last(graph.graph)
     graph.recompile()
     for node in graph.graph.nodes:
         node.meta.pop("val", None)  # of another mode than the one below
@@ -117,3 +119,49 @@ def _compiled(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Calla
 
     run(*copies)  # what fails at all fails here
     return run
+
+
+_SPELT_OUT = {torch.ops.aten.silu.default: lambda x: x * x.sigmoid()}
+"""So that its derivative, which has the same sigmoid, shares it: see ``_merge_sigmoids``."""
+
+
+def _merge_sigmoids(graph: Any) -> None:
+    first: dict[Any, Any] = {}
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.sigmoid.default:
+            twin = first.setdefault(node.args, node)
+            if twin is not node:
+                node.replace_all_uses_with(twin)
+                graph.erase_node(node)
+
+
+def _add_biases_last(graph: Any) -> None:
+    """On a CPU, let the loop after a matrix product add the bias, which costs nothing there.
+
+    ``addmm`` first writes the bias to all rows. A difference, since torch's inductor would make
+    an ``addmm`` of a sum again.
+    """
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target is aten.addmm.default:
+            bias, *factors = node.args
+        elif node.target is aten.add.Tensor and _is(node.args[0], aten.mm.default):
+            (product, bias), factors = node.args, ()
+        else:
+            continue
+        if node.kwargs or not _is_bias(bias):
+            continue
+        with graph.inserting_before(node):
+            if factors:
+                product = graph.call_function(aten.mm.default, tuple(factors))
+            node.args = product, graph.call_function(aten.neg.default, (bias,))
+        node.target = aten.sub.Tensor
+
+
+def _is(node: Any, target: Any) -> bool:
+    return getattr(node, "target", None) is target
+
+
+def _is_bias(node: Any) -> bool:
+    value = getattr(node, "meta", {}).get("val")
+    return isinstance(value, Tensor) and value.ndim == 1 and value.is_cpu

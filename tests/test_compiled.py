@@ -27,7 +27,8 @@ SETTINGS = {"num_chains": 6, "num_samples": 12, "warmup_steps": 10, "seed": 0}
 def potential(dtype=torch.float64):
     torch.manual_seed(1)
     # Its parameters may want a gradient; what comes of it must not.
-    net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 1)).to(dtype)
+    layers = nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 1)
+    net = nn.Sequential(*layers).to(dtype)
     return lambda z: net(z)[:, 0] + 0.5 * z.square().sum(-1)
 
 
