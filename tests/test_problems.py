@@ -271,6 +271,23 @@ def test_missing_mass_refuses(change, what):
         check_missing_mass(**{**good, **change})
 
 
+@pytest.mark.parametrize("ill", ["shifted", "wide", "slow"])
+def test_of_many_chains_few_components_are_judged_and_the_worst_among_them(ill):
+    z = np.random.default_rng(0).normal(size=(64, 1000, 40)).astype(np.float32)
+    if ill == "shifted":
+        z[::2, :, 23] += 0.4
+    elif ill == "wide":  # ranks of the draws see nothing, those of their distances do
+        z[::2, :, 23] *= 1.5
+    else:
+        for draw in range(1, 1000):
+            z[:, draw, 23] = 0.98 * z[:, draw - 1, 23] + 0.2 * z[:, draw, 23]
+    idata = inference_data.build({"z": z}, {}, {})
+    (told,) = inference_data.problems(idata)
+    worst, least = inference_data.worst_rhat(idata), inference_data.least_ess(idata)
+    assert f"largest R-hat {worst:.3f} of z[23]" in told
+    assert f"smallest bulk ESS {least:.0f} of z[23]" in told or ill == "wide"
+
+
 def test_suspects_hold_the_worst_component():
     # 60 components that mix, and one that R-hat and one that only the folded R-hat tells.
     z = np.random.default_rng(5).normal(size=(8, 100, 60))

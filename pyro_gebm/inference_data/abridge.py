@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pyro_gebm.inference_data._arviz import InferenceData
 from pyro_gebm.inference_data.build import SCHEMA_NAMES, build, latent_names, names
-from pyro_gebm.inference_data.diagnostics import suspects
+from pyro_gebm.inference_data.diagnostics import label, suspects
 
 MOST_READ = 4_000_000
 """Numbers of the latent variables; the checks take some twenty bytes for each."""
@@ -67,7 +67,6 @@ def _components(
     for name in latent_names(idata):
         array = idata["posterior"][name]
         for at in np.ndindex(array.shape[2:]):
-            label = name + (f"[{', '.join(map(str, at))}]" if at else "")
-            if label in labels:
-                found[label] = np.asarray(array[(slice(None), slice(None, None, step), *at)].values)
+            if (own := label(name, at)) in labels:
+                found[own] = np.asarray(array[(slice(None), slice(None, None, step), *at)].values)
     return found, step

@@ -1,7 +1,7 @@
 """R-hat, nested R-hat, effective sample sizes and BFMI."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -61,44 +61,54 @@ def scarcest_component(idata: InferenceData, method: str = "bulk") -> tuple[floa
 MOST_SUSPECTS = 8
 """Components that are looked at where there are many: ranks and autocorrelations take time."""
 
+MOST_NUMBERS, FEWEST_DRAWS = 1_000_000, 100
+"""To choose them by: numbers in all, but so many draws of each chain."""
 
-MOST_NUMBERS = 20_000_000
 
-
-def suspects(idata: InferenceData) -> InferenceData:
+def suspects(idata: InferenceData, most: int = MOST_SUSPECTS) -> InferenceData:
     """The components that mixed worst by a cheap measure, each as a variable such as "z[3]".
 
     The measure is the plain split R-hat (Gelman et al. 2013) of the draws and of their distance
     from the mean, vectorised over the components and, of large runs, read at a share of the
-    draws. Up to ``MOST_SUSPECTS`` are all returned.
+    draws. Up to ``most`` are all returned.
     """
-    named: list[tuple[str, NDArray[Any]]] = []
-    for name in latent_names(idata):
-        draws = values(idata, name)
-        places = np.ndindex(draws.shape[2:])
-        named += [
-            (name + (f"[{', '.join(map(str, at))}]" if at else ""), draws[(..., *at)])
-            for at in places
-        ]
-    if len(named) <= MOST_SUSPECTS:
+    drawn = {name: values(idata, name) for name in latent_names(idata)}
+    places = [(name, at) for name, draws in drawn.items() for at in np.ndindex(draws.shape[2:])]
+    if len(places) <= most:
         return idata
-    size = len(named) * named[0][1].size
-    step = -(-size // MOST_NUMBERS)
-    every = np.stack([draws[:, ::step] for _, draws in named], -1)
-    folded = np.abs(every - every.mean((0, 1)))
-    score = np.maximum(_plain_rhat(every), _plain_rhat(folded))
+    score = _badly_mixed(list(drawn.values()))
     # What never varies has no R-hat, and comes first.
-    order = np.argsort(np.where(np.isfinite(score), -score, -np.inf))[:MOST_SUSPECTS]
-    return build({named[k][0]: named[k][1] for k in order}, {}, {})
+    order = np.argsort(np.where(np.isfinite(score), -score, -np.inf))[:most]
+    chosen = [places[k] for k in order]
+    return build({label(name, at): drawn[name][(..., *at)] for name, at in chosen}, {}, {})
+
+
+def label(name: str, at: Sequence[Any]) -> str:
+    """A component's name, such as "z[3]"; of a scalar the variable's."""
+    return name + (f"[{', '.join(map(str, at))}]" if at else "")
+
+
+def _badly_mixed(drawn: list[NDArray[Any]]) -> NDArray[np.float64]:
+    """The measure of ``suspects`` for every component of some variables, one after another."""
+    chains, draws = drawn[0].shape[:2]
+    numbers = sum(array.size for array in drawn)
+    step = max(1, min(-(-numbers // MOST_NUMBERS), draws // FEWEST_DRAWS))
+    every = np.concatenate(
+        [array[:, ::step].reshape(chains, -(-draws // step), -1) for array in drawn], -1
+    )
+    centred = every - every.mean((0, 1), dtype=np.float64).astype(np.result_type(every, np.float32))
+    worst: NDArray[np.float64] = np.maximum(_plain_rhat(centred), _plain_rhat(np.abs(centred)))
+    return worst
 
 
 def _plain_rhat(draws: NDArray[Any]) -> NDArray[np.float64]:
     """Split R-hat without ranks, of draws (C, S, K)."""
     half = draws.shape[1] // 2
-    split = np.concatenate([draws[:, :half], draws[:, -half:]]).astype(np.float64)
-    within = split.var(1, ddof=1).mean(0)
+    halves = draws[:, :half], draws[:, -half:]
+    within = np.mean([part.var(1, ddof=1).mean(0, dtype=np.float64) for part in halves], 0)
+    between = np.concatenate([part.mean(1, dtype=np.float64) for part in halves]).var(0, ddof=1)
     with np.errstate(all="ignore"):
-        found: NDArray[np.float64] = np.sqrt(1 + split.mean(1).var(0, ddof=1) / within)
+        found: NDArray[np.float64] = np.sqrt(1 + between / within)
     return found
 
 
@@ -192,8 +202,7 @@ def _extreme(
     found = []
     for name, of_one in figures.items():
         place = np.unravel_index(int(pick(of_one)), of_one.shape)
-        index = f"[{', '.join(map(str, place))}]" if place else ""
-        found.append((float(of_one[place]), name + index))
+        found.append((float(of_one[place]), label(name, place)))
     return found[int(pick(np.array([figure for figure, _ in found])))]
 
 

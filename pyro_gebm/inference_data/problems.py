@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pyro_gebm.inference_data._arviz import InferenceData
 from pyro_gebm.inference_data.build import latent_names, names, values
 from pyro_gebm.inference_data.diagnostics import (
+    MOST_SUSPECTS,
     bfmi,
     scarcest_component,
     suspects,
@@ -19,6 +20,10 @@ STUCK = 0.01
 
 RHAT_LIMIT = 1.01
 """Largest R-hat of chains that count as converged (Vehtari et al., 2021)."""
+
+MOST_JUDGED = 50_000
+"""Numbers whose ranks are taken, but of three components at least. Many chains tell well which
+these are: between chains then stands out from noise."""
 
 
 def problems(idata: InferenceData) -> list[str]:
@@ -93,7 +98,8 @@ def _name_chains(chosen: NDArray[Any], what: str, advice: str) -> str:
 
 
 def _rhat_problem(idata: InferenceData) -> str:
-    some = suspects(idata)
+    chains, draws = (idata["posterior"].sizes[name] for name in ("chain", "draw"))
+    some = suspects(idata, min(MOST_SUSPECTS, max(3, MOST_JUDGED // (chains * draws))))
     worst, where = worst_component(some)
     least, there = scarcest_component(some)
     if worst <= RHAT_LIMIT and least >= 400:
