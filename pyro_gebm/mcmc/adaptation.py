@@ -49,6 +49,8 @@ class Adaptation(NamedTuple):
     """Chains that have had a positive acceptance probability, (C,) bool."""
     pending: Pending
     length: Length | None
+    is_scaled: bool
+    """Something is known of the masses, and so of the unit of ``length``."""
     rounds: int
     """Transitions per chain so far, on average; where chains run freely they differ."""
     missing: int
@@ -147,6 +149,7 @@ def start_adaptation(
         moved=torch.zeros_like(ones, dtype=torch.bool),
         pending=Pending(0 * ones, 0 * ones, 0 * ones),
         length=length,
+        is_scaled=given is not None,
         rounds=0,
         missing=len(ones),
     )
@@ -268,11 +271,16 @@ def close_window(
         if adaptation.length is not None:
             # Keep the trajectory in units of the widest direction, which decides its length.
             value = adaptation.length.value() / (variance / old).amax().sqrt()
+            first = kernel.first_length(step_size)
+            if first is not None and not adaptation.is_scaled:
+                # What it was first was in no unit, and it had little time to find a better one.
+                value = torch.minimum(value, first)
             adaptation = adaptation._replace(length=start_length(value))
             tuning = tuning._replace(trajectory_length=value)
     dual = start_dual_averaging(tuning.step_size)
     none = Moments(0, torch.zeros_like(moments.mean), torch.zeros_like(moments.squares))
-    return adaptation._replace(dual=dual, moments=none, gradients=none), tuning
+    adaptation = adaptation._replace(dual=dual, moments=none, gradients=none, is_scaled=True)
+    return adaptation, tuning
 
 
 def final_tuning(kernel: Kernel, adaptation: Adaptation, tuning: Tuning) -> Tuning:
