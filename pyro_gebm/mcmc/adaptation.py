@@ -184,10 +184,11 @@ def adapt(
     moved = adaptation.moved | (accepted > 0)
     adaptation = adaptation._replace(moved=moved)
     awake = moved[rows]
-    if awake.any() and kernel.adapt_mass_matrix:
+    if (count := int(awake.sum())) and kernel.adapt_mass_matrix:
+        keep = None if count == len(awake) else awake
         adaptation = adaptation._replace(
-            moments=update_moments(adaptation.moments, state.z, awake),
-            gradients=update_moments(adaptation.gradients, state.z_grad, awake),
+            moments=update_moments(adaptation.moments, state.z, keep),
+            gradients=update_moments(adaptation.gradients, state.z_grad, keep),
         )
     pending = _add(adaptation.pending, rows, info.accept_prob, awake)
     adaptation = adaptation._replace(pending=pending)
