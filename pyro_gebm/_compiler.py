@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, TypeVar, final
 
 import torch
@@ -55,6 +56,9 @@ class Compiler:
         )
 
 
+_kind = attrgetter("shape", "dtype", "device")
+
+
 @final
 class Traced:
     """A function of tensors, written down and compiled once for each kind of inputs.
@@ -77,7 +81,7 @@ class Traced:
         """What does it for inputs of this kind; ``None`` where compiling has ever failed."""
         if not self._compiler.works:
             return None
-        kind = torch.get_num_threads(), *((x.shape, x.dtype, x.device) for x in inputs)
+        kind = torch.get_num_threads(), *map(_kind, inputs)
         if kind not in self._ready:
             try:
                 self._ready[kind] = _compiled(self._function, inputs)
@@ -112,8 +116,10 @@ def _compiled(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Calla
     with tracing(TracingContext(mode)):
         compiled: Callable[..., Any] = torch._inductor.compile(graph, [*examples])
 
-    @torch.no_grad()
     def run(*inputs: Tensor) -> Any:
+        if torch.is_grad_enabled():  # asked, since setting it again takes longer
+            with torch.no_grad():
+                return run(*inputs)
         # It asserts the strides that it was compiled for.
         return compiled(*(x.contiguous() for x in inputs))
 

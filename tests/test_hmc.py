@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import Counting, make_tuning, normal, rng, run_chain
 
-from pyro_gebm.mcmc import HMC, ChEES
+from pyro_gebm.mcmc import HMC, MALA, ChEES
 from pyro_gebm.mcmc.chees import THRIFT, chees_gradient
 from pyro_gebm.mcmc.integrators import trajectory
 from pyro_gebm.mcmc.kernel import evaluate
@@ -66,6 +66,20 @@ def test_chees_spreads_the_lengths_evenly():
     gaps = torch.tensor(lengths).sort().values.diff()
     assert (gaps - 0.8 / 64).abs().max() < 0.0101
     assert max(lengths) > 1 - 0.8 / 64 and 0.2 < min(lengths) < 0.2 + 0.8 / 64 + 0.01
+
+
+@pytest.mark.parametrize("kernel", [HMC(), ChEES(), MALA()])
+@pytest.mark.parametrize("longest", [None, 0.7])
+def test_a_settled_tuning_moves_chains_alike(kernel, longest):
+    z = starts(20)
+    length = None if longest is None else torch.tensor(longest, dtype=z.dtype)
+    sizes = 0.1 + 0.1 * torch.rand(20, generator=rng(), dtype=z.dtype)
+    tuning = make_tuning(z, 0.1)._replace(step_size=sizes, trajectory_length=length)
+    plain, settled = (
+        run_chain(kernel, normal, z, each, 5)[-1] for each in (tuning, tuning.settled())
+    )
+    assert all(map(torch.equal, plain[0][:3], settled[0][:3]))
+    assert torch.equal(plain[1].num_steps, settled[1].num_steps)
 
 
 def test_chees_limits_the_steps():

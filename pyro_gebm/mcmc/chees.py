@@ -40,11 +40,9 @@ class _Jittered(Kernel):
     def _move(
         self, potential_fn: PotentialFn, state: KernelState, tuning: Tuning, generator: Generator
     ) -> tuple[KernelState, Proposal]:
-        longest = FIRST_LENGTH
-        if tuning.trajectory_length is not None:
-            longest = float(tuning.trajectory_length)
+        longest = tuning.longest() or FIRST_LENGTH
         length = (SHORTEST + (1 - SHORTEST) * shared_jitter(generator)) * longest
-        num_steps = count_steps(length, tuning.step_size, self.max_num_steps)
+        num_steps = count_steps(length, tuning.typical_step(), self.max_num_steps)
         moved, proposal = metropolis(potential_fn, state, tuning, num_steps, generator)
         return moved, proposal._replace(info=with_length(proposal.info, tuning))
 

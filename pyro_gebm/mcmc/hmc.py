@@ -66,14 +66,13 @@ class HMC(Kernel):
         """One trajectory of every chain, all of the same number of steps."""
         draw = shared_jitter(generator)
         length = self.trajectory_length * (1 + self.jitter * (2 * draw - 1))
-        num_steps = count_steps(length, tuning.step_size, self.max_num_steps)
+        num_steps = count_steps(length, tuning.typical_step(), self.max_num_steps)
         moved, proposal = metropolis(potential_fn, state, tuning, num_steps, generator)
         return moved, with_length(proposal.info, tuning)
 
 
-def count_steps(length: float, step_size: Tensor, max_num_steps: int) -> int:
-    """Steps of the median size that cover ``length``, between 1 and the limit."""
-    step = float(step_size.median())
+def count_steps(length: float, step: float, max_num_steps: int) -> int:
+    """Steps that cover ``length``, between 1 and the limit."""
     if length >= max_num_steps * step:  # also a step that shrank to zero
         return max_num_steps
     # 1e-4: so that a length of exactly L steps is not rounded up to L + 1.
@@ -89,7 +88,7 @@ def metropolis(
 ) -> tuple[KernelState, Proposal]:
     """Fresh momentum, ``num_steps`` leapfrog steps, one accept/reject per chain."""
     momentum, noise = normal(state.z, generator), uniform(state.potential_energy, generator)
-    first = cruise(potential_fn, state, tuning.scale(), num_steps - 1, momentum)
+    first = cruise(potential_fn, state, tuning, num_steps - 1, momentum)
     inputs = *first, *state[:3], momentum, noise
     found = step_with(potential_fn, _arrive, inputs)(*inputs)
     moved, end, landing = KernelState(*found[:3]), KernelState(*found[3:6]), Landing(*found[6:])

@@ -70,22 +70,22 @@ def trajectory(
     momentum: Tensor,
 ) -> Proposal:
     """``num_steps`` leapfrog steps from ``momentum`` (C, D): the proposal, not yet accepted."""
-    scale = tuning.scale()
-    inputs = cruise(potential_fn, state, scale, num_steps - 1, momentum)
+    inputs = cruise(potential_fn, state, tuning, num_steps - 1, momentum)
     z, energy, gradient, flow = step_with(potential_fn, hop, inputs)(*inputs)
     end = KernelState(z, energy, gradient)
-    landing = land(state.potential_energy, momentum, flow, scale, end)
+    landing = land(state.potential_energy, momentum, flow, tuning.scale(), end)
     return Proposal(end, landing.momentum, landing.info(step_counts(num_steps, state)))
 
 
 def cruise(
-    potential_fn: PotentialFn, state: KernelState, scale: Tensor, num_hops: int, momentum: Tensor
+    potential_fn: PotentialFn, state: KernelState, tuning: Tuning, num_hops: int, momentum: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The first hops of a trajectory: what the one after them starts from, but the potential.
 
     The last half kick of a leapfrog step and the first of the next are one.
     """
-    inputs = state.z, state.z_grad, momentum, scale, 0.5 * scale
+    scale = tuning.scale()
+    inputs = state.z, state.z_grad, momentum, scale, tuning.half_scale()
     if num_hops:
         step = step_with(potential_fn, hop, inputs)
         for _ in range(num_hops):

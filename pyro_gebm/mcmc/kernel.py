@@ -69,18 +69,44 @@ class Tuning(NamedTuple):
     """Diagonal of M⁻¹, an estimate of the posterior variances, (D,), or (C, D) by chain."""
     trajectory_length: Tensor | None = None
     """ChEES: longest L ε, a scalar."""
-    known_scale: Tensor | None = None
-    """What ``scale`` gives, of a tuning that is ``settled``."""
+    settled_values: "_Settled | None" = None
+    """What the methods give, of a tuning that is ``settled``."""
 
     def scale(self) -> Tensor:
         """ε M^(-1/2), (C, D): how far a momentum of one moves a chain in a step."""
-        if self.known_scale is not None:
-            return self.known_scale
+        if self.settled_values is not None:
+            return self.settled_values.scale
         return self.step_size[:, None] * self.inverse_mass_matrix.sqrt()
 
+    def half_scale(self) -> Tensor:
+        """ε M^(-1/2) / 2, (C, D)."""
+        known = self.settled_values
+        return 0.5 * self.scale() if known is None else known.half_scale
+
+    def typical_step(self) -> float:
+        """The chains' median ε."""
+        known = self.settled_values
+        return float(self.step_size.median()) if known is None else known.typical_step
+
+    def longest(self) -> float | None:
+        """The longest L ε as a number."""
+        if self.settled_values is not None:
+            return self.settled_values.longest
+        return None if self.trajectory_length is None else float(self.trajectory_length)
+
     def settled(self) -> "Tuning":
-        """The same with its scale computed, for many steps; not to be changed any more."""
-        return self._replace(known_scale=self.scale())
+        """The same with all this computed, for many steps; not to be changed any more."""
+        values = self.scale(), self.half_scale(), self.typical_step(), self.longest()
+        return self._replace(settled_values=_Settled(*values))
+
+
+class _Settled(NamedTuple):
+    """What comes of a tuning."""
+
+    scale: Tensor
+    half_scale: Tensor
+    typical_step: float
+    longest: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

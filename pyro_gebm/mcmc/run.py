@@ -145,6 +145,7 @@ class Ended(NamedTuple):
     """Steps of the batch; of chains in step, transitions."""
 
 
+@torch.no_grad()
 def fill(
     buffers: Buffers,
     moves: Moves,

@@ -56,6 +56,7 @@ def no_steps(z: Tensor) -> Tensor:
     return torch.zeros(len(z), dtype=torch.int64, device=z.device)
 
 
+@torch.no_grad()
 def warm_up(
     moves: Moves,
     z: Tensor,

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from pyro_gebm.mcmc import GlobalMoves, Kernel, KernelState, Moves, Position, Tuning, Warmed
 from pyro_gebm.mcmc.kernel import take_rows
@@ -81,5 +82,5 @@ def move_ready(ready: Ready, device: torch.device) -> Ready:
 
 
 def _move(values: T, device: torch.device) -> T:
-    fields: list[Any] = [None if field is None else field.to(device) for field in values]
+    fields: list[Any] = [f.to(device) if isinstance(f, Tensor) else f for f in values]
     return type(values)(*fields)
