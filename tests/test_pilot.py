@@ -89,10 +89,10 @@ def test_their_cost_is_capped(make, kernel):
         move = chains * (price.proposals(hands * n) + price.gradient(hands)) / hands + FREE_MOVE
     else:
         move = price.proposals(chains * n) + step
-    # A fifth or a third of the whole, up to what steps differ from those of warm-up.
+    # A fifth or half of the whole, up to what steps differ from those of warm-up.
     local = every * (stats_of(more, "n_steps").mean() - 1 / every) * step
     # The pilot's estimate of the acceptance, from 32 chains, decides between the two.
-    share = 1 / 3 if np.nanmean(stats_of(more, "global_acceptance_rate")) > 0.2 else 1 / 5
+    share = 1 / 2 if np.nanmean(stats_of(more, "global_acceptance_rate")) > 0.2 else 1 / 5
     assert move / (move + local) < 1.4 * share
 
 

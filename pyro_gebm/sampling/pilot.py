@@ -29,8 +29,8 @@ PHASE = 3
 COST_SHARE = 0.25
 """Of the cost of the local kernel, what global moves may add: a fifth of the whole."""
 
-GOOD_SHARE, GOOD_ACCEPTANCE = 0.5, 0.3
-"""A third of the whole where so many are accepted: such a move is worth a local draw itself."""
+GOOD_SHARE, GOOD_ACCEPTANCE = 1.0, 0.3
+"""Half of the whole where so many are accepted: such a move is worth a local draw itself."""
 
 LEAST_ACCEPTANCE = 1e-3
 CHOICES = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -75,9 +75,9 @@ def sample(
             the kernel's own (0.8; ChEES 0.75; MALA 0.574; Langevin and Kinetic 0.95).
         global_moves: jumps that propose from the prior beside the kernel, which cross between
             modes: ``GlobalMoves(num_proposals=32, every=5)``, ``None``, or "auto", which chooses
-            them from a short pilot so that they cost a fifth (a third, where 30 % are accepted) at
-            most, and leaves them out where
-            they would hardly ever be accepted, for a potential, and for the unadjusted kernels.
+            them from a short pilot so that they cost a fifth (half, where 30 % are accepted) of
+            the whole at most, and leaves them out where they would hardly ever be accepted, for a
+            potential, and for the unadjusted kernels.
         tempering: replica exchange in place of global moves, where these fail: "auto", a number
             of replicas, or the factors of β, such as (0, 0.1, 0.4, 1).
         seed: the same seed gives the same draws on the same device, and leaves torch's global
