@@ -40,7 +40,8 @@ class _Jittered(Kernel):
     def _move(
         self, potential_fn: PotentialFn, state: KernelState, tuning: Tuning, generator: Generator
     ) -> tuple[KernelState, Proposal]:
-        longest = tuning.longest() or FIRST_LENGTH
+        longest = tuning.longest()
+        longest = FIRST_LENGTH if longest is None else longest
         length = (SHORTEST + (1 - SHORTEST) * shared_jitter(generator)) * longest
         num_steps = count_steps(length, tuning.typical_step(), self.max_num_steps)
         moved, proposal = metropolis(potential_fn, state, tuning, num_steps, generator)
@@ -60,8 +61,9 @@ class ChEES(_Jittered):
     is noisy; take ``HMC`` or ``NUTS``.
 
     In two things this is not the paper's: h starts at 0.2, not at 0, and the criterion is
-    C/τ^0.05. Without them τ strays, on targets near a normal, to five, ten and more times what
-    is best, the farther the longer warm-up is; see :ref:`chees-lengths`.
+    C/τ^0.05. Without the former τ strays, on targets near a normal, to twice, four times and
+    more of what is best, the farther the longer warm-up is ("The samplers beside others" in the
+    documentation has figures).
 
     Args:
         max_num_steps: limit on L.
