@@ -97,17 +97,11 @@ def _compiled(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Calla
     import torch._inductor
     from torch._guards import TracingContext, tracing
     from torch._subclasses import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
-    from torch.fx.graph import CodeGen
 
     # Tracing carries it out.
     copies = [x.detach().clone(memory_format=torch.contiguous_format) for x in inputs]
-    graph = make_fx(lambda tensors: function(*tensors), decomposition_table=_SPELT_OUT)(copies)
-    graph.graph.set_codegen(CodeGen())  # tensors in, not a list of them
-    _merge_sigmoids(graph.graph)
-    _add_biases_last(graph.graph)
-    graph.recompile()
+    graph = _written_down(function, copies)
     for node in graph.graph.nodes:
         node.meta.pop("val", None)  # of another mode than the one below
     # As torch.compile goes about it, or torch's cache of compiled graphs is left aside.
@@ -127,18 +121,54 @@ def _compiled(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Calla
     return run
 
 
+def _written_down(function: Callable[..., Any], inputs: list[Tensor]) -> Any:
+    """Its graph, with less to do where that is known to be the same."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.graph import CodeGen
+
+    graph = make_fx(lambda tensors: function(*tensors), decomposition_table=_SPELT_OUT)(inputs)
+    graph.graph.set_codegen(CodeGen())  # tensors in, not a list of them
+    _merge_sigmoids(graph.graph)
+    _add_biases_last(graph.graph)
+    graph.recompile()
+    return graph
+
+
 _SPELT_OUT = {torch.ops.aten.silu.default: lambda x: x * x.sigmoid()}
 """So that its derivative, which has the same sigmoid, shares it: see ``_merge_sigmoids``."""
 
 
 def _merge_sigmoids(graph: Any) -> None:
+    """Of the same tensor, unless it or the sigmoid may change in place."""
     first: dict[Any, Any] = {}
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.sigmoid.default:
-            twin = first.setdefault(node.args, node)
-            if twin is not node:
+            twin = first.setdefault(node.args[0], node)
+            touched = (*map(_is_aliased, (node, twin, node.args[0])), _is_view(node.args[0]))
+            if twin is not node and not any(touched):
                 node.replace_all_uses_with(twin)
                 graph.erase_node(node)
+
+
+def _is_aliased(node: Any) -> bool:
+    """Something looks at its memory under another name, or writes to it."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)
+        if schema is None:
+            if user.op != "output":
+                return True
+            continue
+        given = {a.name: v for a, v in zip(schema.arguments, user.args, strict=False)}
+        given |= user.kwargs
+        shared = {a.name for a in schema.arguments if a.alias_info is not None}
+        if any(value is node and name in shared for name, value in given.items()):
+            return True
+    return False
+
+
+def _is_view(node: Any) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(value.alias_info is not None for value in schema.returns)
 
 
 def _add_biases_last(graph: Any) -> None:
@@ -170,4 +200,6 @@ def _is(node: Any, target: Any) -> bool:
 
 def _is_bias(node: Any) -> bool:
     value = getattr(node, "meta", {}).get("val")
-    return isinstance(value, Tensor) and value.ndim == 1 and value.is_cpu
+    if not isinstance(value, Tensor):
+        return False
+    return value.ndim == 1 and value.is_cpu and value.is_floating_point()

@@ -92,6 +92,29 @@ def test_chains_that_diverge_have_no_weight(junk):
     torch.testing.assert_close(gradient, chees_gradient(z, calm._replace(info=info), tuning))
 
 
+@pytest.mark.parametrize("place", [1e2, 1e3])
+def test_a_chain_that_is_stuck_far_away_changes_nothing(place):
+    z, p = paired(50)
+    far = z.clone()
+    far[3] = place
+    tuning, weight = make_tuning(z, 0.3), torch.ones(100, dtype=torch.float64)
+    weight[3] = 0.0
+    found = []
+    for start in (z, far):
+        proposal = trajectory(scaled, evaluate(scaled, start), tuning, 4, p)
+        info = proposal.info._replace(accept_prob=weight)
+        found.append(chees_gradient(start, proposal._replace(info=info), tuning))
+    torch.testing.assert_close(*found)
+
+
+def test_a_chain_whose_square_overflows_changes_nothing():
+    z, p = paired(50)
+    z[3] = 1e200
+    tuning = make_tuning(z, 0.3)
+    proposal = trajectory(scaled, evaluate(scaled, z), tuning, 4, p)
+    assert proposal.info.diverging[3] and torch.isfinite(chees_gradient(z, proposal, tuning))
+
+
 def test_nothing_is_learned_where_all_diverge():
     z, p = paired(3)
     tuning = make_tuning(z, 0.4)

@@ -68,6 +68,15 @@ def test_chees_spreads_the_lengths_evenly():
     assert max(lengths) > 1 - 0.8 / 64 and 0.2 < min(lengths) < 0.2 + 0.8 / 64 + 0.01
 
 
+def test_settled_again_after_a_change_it_is_not_what_it_was():
+    z = starts(20)
+    tuning, other = make_tuning(z, 0.1), make_tuning(z, 0.3)
+    again = tuning.settled()._replace(step_size=other.step_size).settled()
+    assert torch.equal(again.scale(), other.scale())
+    assert torch.equal(again.half_scale(), 0.5 * other.scale())
+    assert again.typical_step() == other.typical_step() == float(other.step_size[0])
+
+
 @pytest.mark.parametrize("kernel", [HMC(), ChEES(), MALA()])
 @pytest.mark.parametrize("longest", [None, 0.7])
 def test_a_settled_tuning_moves_chains_alike(kernel, longest):

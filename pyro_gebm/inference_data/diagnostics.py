@@ -64,6 +64,9 @@ MOST_SUSPECTS = 8
 MOST_NUMBERS, FEWEST_DRAWS = 1_000_000, 100
 """To choose them by: numbers in all, but so many draws of each chain."""
 
+UTMOST_NUMBERS = 20_000_000
+"""Whatever that makes of the draws."""
+
 
 def suspects(idata: InferenceData, most: int = MOST_SUSPECTS) -> InferenceData:
     """The components that mixed worst by a cheap measure, each as a variable such as "z[3]".
@@ -92,7 +95,7 @@ def _badly_mixed(drawn: list[NDArray[Any]]) -> NDArray[np.float64]:
     """The measure of ``suspects`` for every component of some variables, one after another."""
     chains, draws = drawn[0].shape[:2]
     numbers = sum(array.size for array in drawn)
-    step = max(1, min(-(-numbers // MOST_NUMBERS), draws // FEWEST_DRAWS))
+    step = max(1, min(numbers // MOST_NUMBERS, draws // FEWEST_DRAWS), numbers // UTMOST_NUMBERS)
     every = np.concatenate(
         [array[:, ::step].reshape(chains, -(-draws // step), -1) for array in drawn], -1
     )

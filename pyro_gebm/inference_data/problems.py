@@ -21,9 +21,9 @@ STUCK = 0.01
 RHAT_LIMIT = 1.01
 """Largest R-hat of chains that count as converged (Vehtari et al., 2021)."""
 
-MOST_JUDGED = 50_000
-"""Numbers whose ranks are taken, but of three components at least. Many chains tell well which
-these are: between chains then stands out from noise."""
+MANY_CHAINS, MOST_JUDGED = 32, 50_000
+"""So many chains tell well which components mix worst, since what differs between them stands out
+from noise: then ranks of about so many numbers are taken, but of three components at least."""
 
 
 def problems(idata: InferenceData) -> list[str]:
@@ -99,7 +99,9 @@ def _name_chains(chosen: NDArray[Any], what: str, advice: str) -> str:
 
 def _rhat_problem(idata: InferenceData) -> str:
     chains, draws = (idata["posterior"].sizes[name] for name in ("chain", "draw"))
-    some = suspects(idata, min(MOST_SUSPECTS, max(3, MOST_JUDGED // (chains * draws))))
+    few = chains < MANY_CHAINS
+    most = MOST_SUSPECTS if few else min(MOST_SUSPECTS, max(3, MOST_JUDGED // (chains * draws)))
+    some = suspects(idata, most)
     worst, where = worst_component(some)
     least, there = scarcest_component(some)
     if worst <= RHAT_LIMIT and least >= 400:

@@ -50,7 +50,7 @@ class Adaptation(NamedTuple):
     pending: Pending
     length: Length | None
     is_scaled: bool
-    """Something is known of the masses, and so of the unit of ``length``."""
+    """Masses have been learned since ``length`` started: it has a unit."""
     rounds: int
     """Transitions per chain so far, on average; where chains run freely they differ."""
     missing: int
@@ -133,6 +133,7 @@ def start_adaptation(
     ones = torch.ones_like(state.potential_energy)
     masses = torch.ones_like(state.z if groups > 1 else state.z[0])
     tuning = given or Tuning(ones * (kernel.step_size or 1.0), masses)
+    tuning = tuning._replace(settled_values=None)  # it is about to change
     if given is None and kernel.step_size is None and kernel.adapt_step_size:
         own = kernel.level_potential(uncompiled(potential_fn))
         step, spent = find_step_size(own, state, tuning, generator, groups)
@@ -276,12 +277,11 @@ def close_window(
             if first is not None and not adaptation.is_scaled:
                 # What it was first was in no unit, and it had little time to find a better one.
                 value = torch.minimum(value, first)
-            adaptation = adaptation._replace(length=start_length(value))
+            adaptation = adaptation._replace(length=start_length(value), is_scaled=True)
             tuning = tuning._replace(trajectory_length=value)
     dual = start_dual_averaging(tuning.step_size)
     none = Moments(0, torch.zeros_like(moments.mean), torch.zeros_like(moments.squares))
-    adaptation = adaptation._replace(dual=dual, moments=none, gradients=none, is_scaled=True)
-    return adaptation, tuning
+    return adaptation._replace(dual=dual, moments=none, gradients=none), tuning
 
 
 def final_tuning(kernel: Kernel, adaptation: Adaptation, tuning: Tuning) -> Tuning:

@@ -138,10 +138,10 @@ def chees_gradient(z: Tensor, proposal: Proposal, tuning: Tuning) -> Tensor:
     end = torch.where(keep[:, None], proposal.state.z * rsqrt, start)
     momentum = torch.where(keep[:, None], proposal.momentum, 0.0)
     total = weight.sum()
-    start = start - start.mean(0)
-    end = end - (weight[:, None] * end).sum(0) / total
-    change = end.square().sum(-1) - start.square().sum(-1)
+    # Weighted, too: a chain that is stuck far away is no part of the centre.
+    start, end = (q - (weight[:, None] * q).sum(0) / total for q in (start, end))
+    change = torch.where(keep, end.square().sum(-1) - start.square().sum(-1), 0.0)
     length = proposal.info.num_steps * tuning.step_size
-    pull = length * change * torch.linalg.vecdot(end, momentum) - THRIFT / 4 * change.square()
+    pull = change * (length * torch.linalg.vecdot(end, momentum) - THRIFT / 4 * change)
     gradient: Tensor = (weight * pull).sum() / total
     return gradient

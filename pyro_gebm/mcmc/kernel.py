@@ -96,7 +96,8 @@ class Tuning(NamedTuple):
 
     def settled(self) -> "Tuning":
         """The same with all this computed, for many steps; not to be changed any more."""
-        values = self.scale(), self.half_scale(), self.typical_step(), self.longest()
+        fresh = self._replace(settled_values=None)
+        values = fresh.scale(), fresh.half_scale(), fresh.typical_step(), fresh.longest()
         return self._replace(settled_values=_Settled(*values))
 
 
