@@ -275,7 +275,7 @@ def close_window(
             value = adaptation.length.value() / (variance / old).amax().sqrt()
             first = kernel.first_length(step_size)
             if first is not None and not adaptation.is_scaled:
-                # What it was first was in no unit, and it had little time to find a better one.
+                # It was in no unit, and has had little time to find what it should be.
                 value = torch.minimum(value, first)
             adaptation = adaptation._replace(length=start_length(value), is_scaled=True)
             tuning = tuning._replace(trajectory_length=value)

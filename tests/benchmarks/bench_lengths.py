@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_lengths.py
 
-Ours takes lengths of (τ/5, τ), divides the criterion by τ^0.05 and starts τ afresh when the first
-mass matrix is there. The paper's lengths are of (0, τ), its criterion is not divided, and τ is
-carried over. 64 chains, the same seeds for both; figures are medians over them.
+Ours takes lengths of (τ/5, τ), divides the criterion by τ^0.05 and cuts τ back to where it started
+when the first mass matrix is there. The paper's lengths are of (0, τ), its criterion is not
+divided, and τ is carried over. 64 chains, the same seeds for both; figures are medians over them.
 """
 
 import argparse
