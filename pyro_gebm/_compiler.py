@@ -178,10 +178,11 @@ def _add_biases_last(graph: Any) -> None:
     an ``addmm`` of a sum again.
     """
     aten = torch.ops.aten
+    products = {node for node in graph.nodes if node.target is aten.mm.default}
     for node in list(graph.nodes):
         if node.target is aten.addmm.default:
             bias, *factors = node.args
-        elif node.target is aten.add.Tensor and _is(node.args[0], aten.mm.default):
+        elif node.target is aten.add.Tensor and node.args[0] in products:
             (product, bias), factors = node.args, ()
         else:
             continue
@@ -192,10 +193,6 @@ def _add_biases_last(graph: Any) -> None:
                 product = graph.call_function(aten.mm.default, tuple(factors))
             node.args = product, graph.call_function(aten.neg.default, (bias,))
         node.target = aten.sub.Tensor
-
-
-def _is(node: Any, target: Any) -> bool:
-    return getattr(node, "target", None) is target
 
 
 def _is_bias(node: Any) -> bool:

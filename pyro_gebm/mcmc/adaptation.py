@@ -273,9 +273,10 @@ def close_window(
         if adaptation.length is not None:
             # Keep the trajectory in units of the widest direction, which decides its length.
             value = adaptation.length.value() / (variance / old).amax().sqrt()
-            first = kernel.first_length(step_size)
-            if first is not None and not adaptation.is_scaled:
+            if not adaptation.is_scaled:
                 # It was in no unit, and has had little time to find what it should be.
+                first = kernel.first_length(step_size)
+                assert first is not None
                 value = torch.minimum(value, first)
             adaptation = adaptation._replace(length=start_length(value), is_scaled=True)
             tuning = tuning._replace(trajectory_length=value)

@@ -97,8 +97,9 @@ class Tuning(NamedTuple):
     def settled(self) -> "Tuning":
         """The same with all this computed, for many steps; not to be changed any more."""
         fresh = self._replace(settled_values=None)
-        values = fresh.scale(), fresh.half_scale(), fresh.typical_step(), fresh.longest()
-        return self._replace(settled_values=_Settled(*values))
+        scale = fresh.scale()
+        values = _Settled(scale, 0.5 * scale, fresh.typical_step(), fresh.longest())
+        return self._replace(settled_values=values)
 
 
 class _Settled(NamedTuple):

@@ -17,7 +17,7 @@ from jobs import Job, use_one_core, watch
 use_one_core()  # before jax is imported
 
 from digits import make_target  # noqa: E402
-from measures import diagnose  # noqa: E402
+from measures import least_ess  # noqa: E402
 from peers import prepare_blackjax  # noqa: E402
 from tables import tell, write  # noqa: E402
 
@@ -69,12 +69,6 @@ def compare(name: str, chains: int, seeds: int, folder: Path) -> dict[str, Any]:
     low, high = rows[:, -1].min(), rows[:, -1].max()
     medians = dict(zip([*keys, "ratio"], np.median(rows, 0).tolist(), strict=True))
     return {"target": name, "chains": chains, **medians, "ratio_range": f"[{low:.2f}, {high:.2f}]"}
-
-
-def least_ess(z: Any) -> float:
-    """The least bulk ESS of z and z²."""
-    both = np.concatenate([z, z**2], -1).astype(np.float64)
-    return float(diagnose("ess", both).min())
 
 
 if __name__ == "__main__":

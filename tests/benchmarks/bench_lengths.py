@@ -20,7 +20,7 @@ from jobs import use_one_core
 
 use_one_core()
 
-from measures import diagnose  # noqa: E402
+from measures import least_ess  # noqa: E402
 from tables import tell, write  # noqa: E402
 from targets import TARGETS  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -84,8 +84,7 @@ def one(case: Case, warmup: int, seed: int) -> tuple[float, float]:
         warmup_steps=warmup,
         seed=seed,
     )
-    z = draws.z.double().numpy()
-    ess = diagnose("ess", np.concatenate([z, z**2], -1)).min()
+    ess = least_ess(draws.z.numpy())
     assert draws.tuning.trajectory_length is not None
     return float(draws.tuning.trajectory_length), 1000 * ess / int(draws.info.num_steps.sum())
 

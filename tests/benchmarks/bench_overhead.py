@@ -18,7 +18,7 @@ from jobs import use_one_core, watch
 
 use_one_core()
 
-from measures import diagnose  # noqa: E402
+from measures import least_ess  # noqa: E402
 from tables import tell, write  # noqa: E402
 from targets import TARGETS, Counted, Target  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -160,9 +160,7 @@ def sampling_rate(kernel: str, target: Target, start: Tensor, warmup: int, seed:
     """ESS of z and z², the lesser, a second of 50 draws; the warm-up is taken away."""
     potential_fn = target.torch_potential()
     short, long = (sample(kernel, potential_fn, start, warmup, draws, seed) for draws in (1, 51))
-    z = long.idata["posterior"]["z"].values.astype(float)
-    least = min(diagnose("ess", z).min(), diagnose("ess", z**2).min())
-    return float(least / (long.seconds - short.seconds))
+    return least_ess(long.idata["posterior"]["z"].values) / (long.seconds - short.seconds)
 
 
 def sample(

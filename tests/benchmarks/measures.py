@@ -60,6 +60,12 @@ def score(target: Target, run: Run) -> Scores:
     return scores._replace(within_ess=within_ess(z), **mode_scores(target.modes, z))
 
 
+def least_ess(z: Array) -> float:
+    """The least bulk ESS of z and z², over all dimensions, of draws (C, S, D)."""
+    z = z.astype(np.float64)
+    return float(diagnose("ess", np.concatenate([z, z**2], -1)).min())
+
+
 def standard_errors_off(target: Target, both: Array) -> Array:
     """(mean - truth) / standard error for z and z² side by side, (2 D,)."""
     truth = np.concatenate([target.mean, target.second_moment])
