@@ -115,17 +115,21 @@ def test_a_chain_whose_square_overflows_changes_nothing():
     assert proposal.info.diverging[3] and torch.isfinite(chees_gradient(z, proposal, tuning))
 
 
+def fresh_length():
+    return start_length(torch.tensor(2.0), torch.zeros(1, 3), 4, is_scaled=True)
+
+
 def test_nothing_is_learned_where_all_diverge():
     z, p = paired(3)
     tuning = make_tuning(z, 0.4)
     proposal = trajectory(lambda z: z.sum(-1) * torch.nan, evaluate(scaled, z), tuning, 2, p)
     gradient = chees_gradient(z, proposal, tuning)
-    state = start_length(torch.tensor(2.0))
+    state = fresh_length()
     assert update_length(state, gradient) is state
 
 
 def test_ascent_is_bounded_and_averages():
-    path = [start_length(torch.tensor(2.0))]
+    path = [fresh_length()]
     for gradient in (1e15, -1e-15, 0.0, 5.0):
         path.append(update_length(path[-1], torch.tensor(gradient)))
     logs = torch.stack([step.log_length for step in path])
@@ -138,7 +142,7 @@ def test_ascent_is_bounded_and_averages():
 
 @pytest.mark.parametrize("gradient", [torch.nan, torch.inf, -torch.inf, 1e30])
 def test_one_bad_gradient_does_not_end_the_ascent(gradient):
-    state = update_length(start_length(torch.tensor(2.0)), torch.tensor(gradient))
+    state = update_length(fresh_length(), torch.tensor(gradient))
     for _ in range(20):
         before, state = state, update_length(state, torch.tensor(1.0))
     assert state.log_length > before.log_length > math.log(2)

@@ -19,7 +19,7 @@ from pyro_gebm.mcmc.averaging import (
 from pyro_gebm.mcmc.gradients import uncompiled
 from pyro_gebm.mcmc.integrators import trajectory
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning
-from pyro_gebm.mcmc.length import Length, start_length, update_length
+from pyro_gebm.mcmc.length import Length, learn_from, restart_length, start_length
 from pyro_gebm.mcmc.random import Generator, normal
 
 MAX_DOUBLINGS = 50
@@ -49,8 +49,6 @@ class Adaptation(NamedTuple):
     """Chains that have had a positive acceptance probability, (C,) bool."""
     pending: Pending
     length: Length | None
-    is_scaled: bool
-    """Masses have been learned since ``length`` started: it has a unit."""
     rounds: int
     """Transitions per chain so far, on average; where chains run freely they differ."""
     missing: int
@@ -138,19 +136,18 @@ def start_adaptation(
         own = kernel.level_potential(uncompiled(potential_fn))
         step, spent = find_step_size(own, state, tuning, generator, groups)
         tuning = tuning._replace(step_size=step)
-    length = None
+    moments, length = no_moments(state.z, groups), None
     if (first := kernel.first_length(tuning.step_size)) is not None:
         first = first if tuning.trajectory_length is None else tuning.trajectory_length
-        length = start_length(first)
+        length = start_length(first, moments.mean, len(ones), is_scaled=given is not None)
         tuning = tuning._replace(trajectory_length=first)
     adaptation = Adaptation(
         dual=start_dual_averaging(tuning.step_size),
-        moments=no_moments(state.z, groups),
-        gradients=no_moments(state.z, groups),
+        moments=moments,
+        gradients=moments,
         moved=torch.zeros_like(ones, dtype=torch.bool),
         pending=Pending(0 * ones, 0 * ones, 0 * ones),
         length=length,
-        is_scaled=given is not None,
         rounds=0,
         missing=len(ones),
     )
@@ -201,7 +198,7 @@ def adapt(
         adaptation = adaptation._replace(dual=dual)
         tuning = tuning._replace(step_size=dual.log_step.exp())
     if adaptation.length is not None and info.length_gradient is not None:
-        length = update_length(adaptation.length, info.length_gradient[0])
+        length = learn_from(adaptation.length, info.length_gradient[0], rows, state.z)
         adaptation = adaptation._replace(length=length)
         tuning = tuning._replace(trajectory_length=length.value())
     if due:
@@ -272,14 +269,11 @@ def close_window(
         tuning = tuning._replace(step_size=step_size, inverse_mass_matrix=variance)
         if adaptation.length is not None:
             # Keep the trajectory in units of the widest direction, which decides its length.
-            value = adaptation.length.value() / (variance / old).amax().sqrt()
-            if not adaptation.is_scaled:
-                # It was in no unit, and has had little time to find what it should be.
-                first = kernel.first_length(step_size)
-                assert first is not None
-                value = torch.minimum(value, first)
-            adaptation = adaptation._replace(length=start_length(value), is_scaled=True)
-            tuning = tuning._replace(trajectory_length=value)
+            shrink, limit = (variance / old).amax().sqrt(), kernel.first_length(step_size)
+            assert limit is not None
+            length = restart_length(adaptation.length, shrink, limit, moments.mean)
+            adaptation = adaptation._replace(length=length)
+            tuning = tuning._replace(trajectory_length=length.value())
     dual = start_dual_averaging(tuning.step_size)
     none = Moments(0, torch.zeros_like(moments.mean), torch.zeros_like(moments.squares))
     return adaptation._replace(dual=dual, moments=none, gradients=none), tuning

@@ -60,10 +60,11 @@ class ChEES(_Jittered):
     steps, so that none waits: with many chains nothing is faster. With few, the criterion
     is noisy; take ``HMC`` or ``NUTS``.
 
-    In three things this is not the paper's: h starts at 0.2, not at 0; the criterion is
+    In four things this is not the paper's. h starts at 0.2, not at 0; the criterion is
     C/τ^0.05; and where τ is longer than at the start when the first mass matrix is there, it is
-    cut back to that. Without them τ strays, on targets near a normal, to two, four and more times
-    what is best, the farther the longer warm-up is.
+    cut back to that. Without these τ strays, on targets near a normal, to two, four and more times
+    what is best, the farther the longer warm-up is. And where values mix more slowly than
+    squares, of which the criterion is, τ is made up to a quarter longer at the end of warm-up.
 
     Args:
         max_num_steps: limit on L.

@@ -26,7 +26,7 @@ from targets import TARGETS  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn.functional import softplus  # noqa: E402
 
-from pyro_gebm.mcmc import ChEES, adaptation, chees  # noqa: E402
+from pyro_gebm.mcmc import ChEES, adaptation, chees, mixing  # noqa: E402
 from pyro_gebm.mcmc.run import run  # noqa: E402
 
 CHAINS, DRAWS = 64, 200
@@ -102,10 +102,11 @@ def as_in_the_paper() -> Iterator[None]:
 
     def carrying_on(*arguments: Any) -> Any:
         state, *rest = start(*arguments)
-        return state._replace(is_scaled=True), *rest
+        return state._replace(length=state.length._replace(is_scaled=True)), *rest
 
     with (
         mock.patch.multiple(chees, SHORTEST=0.0, THRIFT=0.0, FIRST_LENGTH=2.25),
+        mock.patch.object(mixing, "MOST", 1.0),
         mock.patch("pyro_gebm.mcmc.warmup.start_adaptation", carrying_on),
     ):
         yield
