@@ -130,6 +130,7 @@ def _written_down(function: Callable[..., Any], inputs: list[Tensor]) -> Any:
     graph.graph.set_codegen(CodeGen())  # tensors in, not a list of them
     _merge_sigmoids(graph.graph)
     _add_biases_last(graph.graph)
+    _multiply_outer_products(graph.graph)
     graph.recompile()
     return graph
 
@@ -193,6 +194,19 @@ def _add_biases_last(graph: Any) -> None:
                 product = graph.call_function(aten.mm.default, tuple(factors))
             node.args = product, graph.call_function(aten.neg.default, (bias,))
         node.target = aten.sub.Tensor
+
+
+def _multiply_outer_products(graph: Any) -> None:
+    """A product over one term, as at the energy's last layer on the way back, needs no sum.
+
+    It is a part of the loop after it.
+    """
+    aten = torch.ops.aten
+    for node in graph.nodes:
+        if node.target is aten.mm.default:
+            left = node.args[0].meta.get("val")
+            if isinstance(left, Tensor) and left.shape[1] == 1:
+                node.target = aten.mul.Tensor
 
 
 def _is_bias(node: Any) -> bool:

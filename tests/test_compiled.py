@@ -86,6 +86,8 @@ def test_a_network_adds_its_biases_last_and_takes_each_sigmoid_once():
     assert torch.ops.aten.addmm.default not in called
     assert called.count(torch.ops.aten.sigmoid.default) == 2
     assert called.count(torch.ops.aten.sub.Tensor) == 3
+    # Three on the way there and two on the way back: the first of these is over one term.
+    assert called.count(torch.ops.aten.mm.default) == 5
 
 
 def changed_within(z):

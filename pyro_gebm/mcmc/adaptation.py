@@ -197,8 +197,8 @@ def adapt(
         dual = update_dual_averaging(adaptation.dual, accept, which, target_accept_prob)
         adaptation = adaptation._replace(dual=dual)
         tuning = tuning._replace(step_size=dual.log_step.exp())
-    if adaptation.length is not None and info.length_gradient is not None:
-        length = learn_from(adaptation.length, info.length_gradient[0], rows, state.z)
+    if adaptation.length is not None and info.length_gradient is not None:  # all in step
+        length = learn_from(adaptation.length, info.length_gradient[0], state.z)
         adaptation = adaptation._replace(length=length)
         tuning = tuning._replace(trajectory_length=length.value())
     if due:

@@ -58,9 +58,9 @@ def restart_length(state: Length, shrink: Tensor, limit: Tensor, centre: Tensor)
     return new._replace(factor=factor)
 
 
-def learn_from(state: Length, gradient: Tensor, rows: Tensor, z: Tensor) -> Length:
-    """The ascent a step farther, after transitions of the chains ``rows`` to ``z`` (R, D)."""
-    return update_length(state._replace(mixing=update_mixing(state.mixing, rows, z)), gradient)
+def learn_from(state: Length, gradient: Tensor, z: Tensor) -> Length:
+    """The ascent a step farther, after transitions of all chains to ``z`` (C, D)."""
+    return update_length(state._replace(mixing=update_mixing(state.mixing, z)), gradient)
 
 
 def update_length(state: Length, gradient: Tensor) -> Length:

@@ -19,7 +19,7 @@ class Mixing(NamedTuple):
     """Sums of y = z - centre, of y² and of y⁴ by chain, over a window of warm-up."""
 
     draws: int
-    """Of all chains together."""
+    """Of each chain."""
     centre: Tensor
     """Of each group of chains, (G, D)."""
     sums: Tensor
@@ -31,13 +31,12 @@ def no_mixing(centre: Tensor, num_chains: int) -> Mixing:
     return Mixing(0, centre, centre.new_zeros(num_chains, 3 * centre.shape[1]))
 
 
-def update_mixing(mixing: Mixing, rows: Tensor, z: Tensor) -> Mixing:
-    """Sums with a draw more of some chains, ``z`` (R, D)."""
-    size = len(mixing.sums) // len(mixing.centre)
-    y = z - mixing.centre[rows // size]
+def update_mixing(mixing: Mixing, z: Tensor) -> Mixing:
+    """Sums with a draw more of every chain, ``z`` (C, D)."""
+    y = (z.view(len(mixing.centre), -1, z.shape[1]) - mixing.centre[:, None]).view_as(z)
     square = y.square()
-    sums = mixing.sums.index_add(0, rows, torch.cat([y, square, square.square()], 1))
-    return mixing._replace(draws=mixing.draws + len(rows), sums=sums)
+    sums = torch.cat([y, square, square.square()], 1).add_(mixing.sums)
+    return mixing._replace(draws=mixing.draws + 1, sums=sums)
 
 
 def imbalance(mixing: Mixing) -> Tensor:
@@ -47,7 +46,7 @@ def imbalance(mixing: Mixing) -> Tensor:
     no draws, one chain only, or a component that does not vary.
     """
     groups, dim = mixing.centre.shape
-    means = (mixing.sums / _draws_each(mixing)).view(groups, -1, 3, dim)
+    means = (mixing.sums / float(mixing.draws)).view(groups, -1, 3, dim)
     mean = means.mean(1)
     first, second, fourth = mean.unbind(1)
     of_draws = torch.stack([second - first.square(), fourth - second.square()], 1)
@@ -63,10 +62,6 @@ def stretch(mixing: Mixing) -> Tensor:
     The criterion is of squares. For a normal it is largest where values and squares mix about
     alike; where the target is such that values are slower, longer trajectories help.
     """
-    draws = _draws_each(mixing)
-    factor = (imbalance(mixing) / AS_A_NORMAL) ** (draws / (draws + PRIOR_DRAWS))
+    weight = mixing.draws / (mixing.draws + PRIOR_DRAWS)
+    factor = (imbalance(mixing) / AS_A_NORMAL) ** weight
     return torch.where(factor.isfinite(), factor.clamp(1.0, MOST), 1.0)
-
-
-def _draws_each(mixing: Mixing) -> float:
-    return mixing.draws / len(mixing.sums)
