@@ -197,9 +197,9 @@ def _add_biases_last(graph: Any) -> None:
 
 
 def _multiply_outer_products(graph: Any) -> None:
-    """A product over one term, as at the energy's last layer on the way back, needs no sum.
+    """Elementwise, so that inductor fuses them with what follows.
 
-    It is a part of the loop after it.
+    Such is the product at the energy's last layer on the way back: over one term.
     """
     aten = torch.ops.aten
     for node in graph.nodes:

@@ -77,7 +77,7 @@ def test_values_gradients_and_trees_are_those_that_are_not_compiled():
 
 
 @torch.no_grad()
-def test_a_network_adds_its_biases_last_and_takes_each_sigmoid_once():
+def test_a_network_adds_biases_last_takes_sigmoids_once_and_multiplies_outer_products():
     layers = nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 1)
     net = nn.Sequential(*layers)
     potential_fn = CompiledPotential(lambda z: net(z)[:, 0])
@@ -123,6 +123,7 @@ ADDED = [torch.tensor([1, 2, 3], dtype=torch.uint8), torch.tensor([True, False, 
         seen_through_a_view,
         *(lambda z, more=more: (z[:, :3] @ torch.ones(3, 3) + more).sum(-1) for more in ADDED),
         lambda z: torch.add(z @ torch.ones(4, 3), torch.arange(3.0), alpha=2).sum(-1),
+        lambda z: F.silu(z[:, :1] @ torch.arange(3.0)[None]).sum(-1),
         lambda z: (torch.arange(3.0) - z @ torch.ones(4, 3)).square().sum(-1),
         lambda z: F.silu((z @ torch.ones(4, 3)).add(torch.arange(3.0)), inplace=True).sum(-1),
     ],

@@ -64,7 +64,8 @@ class ChEES(_Jittered):
     C/τ^0.05; and where τ is longer than at the start when the first mass matrix is there, it is
     cut back to that. Without these τ strays, on targets near a normal, to two, four and more times
     what is best, the farther the longer warm-up is. And where values mix more slowly than
-    squares, of which the criterion is, τ is made up to a quarter longer at the end of warm-up.
+    squares, of which the criterion is, τ is made up to a quarter longer at the end of a warm-up
+    that learns masses, too, and starts from no tuning.
 
     Args:
         max_num_steps: limit on L.

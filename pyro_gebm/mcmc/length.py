@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_gebm.mcmc.mixing import Mixing, no_mixing, stretch, update_mixing
+from pyro_gebm.mcmc.mixing import Mixing, length_factor, no_mixing, update_mixing
 
 RATE = 0.05
 DECAY = 0.95
@@ -22,8 +22,8 @@ class Length(NamedTuple):
     num: int
     factor: Tensor
     """What the average is multiplied by in the end."""
-    mixing: Mixing
-    """Of the draws since the start."""
+    mixing: Mixing | None
+    """Of the draws since the start; ``None``: the factor is not learned."""
     is_scaled: bool
     """Masses had been learned before the start: τ has a unit."""
 
@@ -36,31 +36,36 @@ class Length(NamedTuple):
         return self.log_average.exp() * self.factor
 
 
-def start_length(length: Tensor, centre: Tensor, num_chains: int, is_scaled: bool) -> Length:
-    """The ascent started at ``length``, with chains in groups about ``centre`` (G, D)."""
+def start_length(length: Tensor, mixing: Mixing | None, is_scaled: bool) -> Length:
+    """The ascent started at ``length``."""
     log_length, zero, one = length.log(), torch.zeros_like(length), torch.ones_like(length)
-    mixing = no_mixing(centre, num_chains)
     return Length(log_length, log_length, zero, 0, one, mixing, is_scaled)
 
 
-def restart_length(state: Length, shrink: Tensor, limit: Tensor, centre: Tensor) -> Length:
+def restart_length(
+    state: Length, shrink: Tensor, limit: Tensor, centre: Tensor, all_move: bool
+) -> Length:
     """The ascent started afresh where new masses make trajectories ``shrink`` times shorter.
 
     A length without unit, which has had little time to find what it should be, is cut to
-    ``limit``, and the mixing so far is not judged.
+    ``limit``. The draws so far tell the factor unless they are of that time, too, or of chains
+    some of which have never moved. ``centre``: their means by group of chains, (G, D).
     """
-    value, factor = state.value() / shrink, state.factor
-    if state.is_scaled:
-        factor = stretch(state.mixing)
-    else:
+    value, factor, mixing = state.value() / shrink, state.factor, state.mixing
+    if not state.is_scaled:
         value = torch.minimum(value, limit)
-    new = start_length(value, centre, len(state.mixing.sums), is_scaled=True)
-    return new._replace(factor=factor)
+    elif mixing is not None and all_move:
+        factor = length_factor(mixing)
+    if mixing is not None:
+        mixing = no_mixing(centre, len(mixing.sums))
+    return start_length(value, mixing, is_scaled=True)._replace(factor=factor)
 
 
 def learn_from(state: Length, gradient: Tensor, z: Tensor) -> Length:
     """The ascent a step farther, after transitions of all chains to ``z`` (C, D)."""
-    return update_length(state._replace(mixing=update_mixing(state.mixing, z)), gradient)
+    if state.mixing is not None:
+        state = state._replace(mixing=update_mixing(state.mixing, z))
+    return update_length(state, gradient)
 
 
 def update_length(state: Length, gradient: Tensor) -> Length:

@@ -37,7 +37,7 @@ class Warmed(NamedTuple):
     draws: tuple[Tensor, Tensor, Info] | None = None
     """z, U and Info of warm-up, if they were kept."""
     num_steps: float = 1.0
-    """Gradient evaluations of a transition, on average over the last half."""
+    """Gradient evaluations of a transition, on average over the last half of warm-up."""
 
 
 def progress_bar(kernel: Kernel, chains: int, total: int, progress: bool) -> Bar:
