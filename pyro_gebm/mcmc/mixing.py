@@ -17,7 +17,7 @@ FARTHEST = 0.25
 have hardly mixed in the window have times that say how long it was."""
 
 PRIOR_DRAWS, PRIOR_MEANS = 10.0, 32.0
-"""Draws of a chain, and chains' means of a component, with which the ratio counts by half."""
+"""Draws of a chain, and chains times components, with which the ratio counts by half."""
 
 
 class Mixing(NamedTuple):
