@@ -204,13 +204,17 @@ def _multiply_outer_products(graph: Any) -> None:
     aten = torch.ops.aten
     for node in graph.nodes:
         if node.target is aten.mm.default:
-            left = node.args[0].meta.get("val")
-            if isinstance(left, Tensor) and left.shape[1] == 1:
+            left = _value(node.args[0])
+            if left is not None and left.shape[1] == 1:
                 node.target = aten.mul.Tensor
 
 
 def _is_bias(node: Any) -> bool:
+    value = _value(node)
+    return value is not None and value.ndim == 1 and value.is_cpu and value.is_floating_point()
+
+
+def _value(node: Any) -> Tensor | None:
+    """The tensor that was seen there in tracing; a number has none."""
     value = getattr(node, "meta", {}).get("val")
-    if not isinstance(value, Tensor):
-        return False
-    return value.ndim == 1 and value.is_cpu and value.is_floating_point()
+    return value if isinstance(value, Tensor) else None

@@ -116,7 +116,7 @@ def test_a_chain_whose_square_overflows_changes_nothing():
 
 
 def fresh_length():
-    return start_length(torch.tensor(2.0), None, is_scaled=True)
+    return start_length(torch.tensor(2.0), is_scaled=True)
 
 
 def test_nothing_is_learned_where_all_diverge():

@@ -17,9 +17,9 @@ from pyro_gebm.mcmc.length import restart_length, start_length
 from pyro_gebm.mcmc.mixing import (
     AS_A_NORMAL,
     MOST,
+    how_far_apart,
     length_factor,
     no_mixing,
-    time_ratio,
     update_mixing,
 )
 
@@ -40,6 +40,12 @@ def watched(path, centre=None):
     for z in path:
         found = update_mixing(found, z)
     return found
+
+
+def time_ratio(found):
+    """Autocorrelation time of values over that of squares."""
+    apart, squares_apart = how_far_apart(found)
+    return apart / squares_apart
 
 
 def exact_time(rho, draws):
@@ -142,14 +148,17 @@ def test_a_length_that_is_given_is_not_made_longer_again():
 @pytest.mark.parametrize("settings", [{}, {"is_scaled": False}, {"all_move": False}])
 def test_what_a_window_says_of_the_length(settings):
     path = autoregression(0.5, 200, 40)
-    state = start_length(torch.tensor(4.0), watched(path), settings.get("is_scaled", True))
+    state = start_length(torch.tensor(4.0), settings.get("is_scaled", True))
+    state = state._replace(mixing=watched(path))
     shrink, limit, centre = torch.tensor(2.0), torch.tensor(1.5), torch.ones(1, 1)
-    new = restart_length(state, shrink, limit, centre, settings.get("all_move", True))
+    moved = torch.ones(200, dtype=torch.bool)
+    moved[7] = settings.get("all_move", True)
+    new = restart_length(state, shrink, limit, centre, moved)
     # Without unit it is cut, and tells nothing; nor does it with chains that never move.
     assert float(new.value()) == pytest.approx(2.0 if state.is_scaled else 1.5)
     assert float(new.factor) == (1.0 if settings else MOST)
     assert float(new.average()) == pytest.approx(float(new.value() * new.factor))
     assert new.is_scaled and new.mixing.draws == 0 and new.mixing.sums.shape == (200, 3)
     # The factor stays when a later window cannot be judged.
-    again = restart_length(new, torch.tensor(1.0), limit, centre, all_move=False)
+    again = restart_length(new, torch.tensor(1.0), limit, centre, ~moved)
     assert again.factor == new.factor

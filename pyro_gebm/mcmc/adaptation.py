@@ -20,7 +20,6 @@ from pyro_gebm.mcmc.gradients import uncompiled
 from pyro_gebm.mcmc.integrators import trajectory
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning
 from pyro_gebm.mcmc.length import Length, learn_from, restart_length, start_length
-from pyro_gebm.mcmc.mixing import no_mixing
 from pyro_gebm.mcmc.random import Generator, normal
 
 MAX_DOUBLINGS = 50
@@ -137,18 +136,15 @@ def start_adaptation(
         own = kernel.level_potential(uncompiled(potential_fn))
         step, spent = find_step_size(own, state, tuning, generator, groups)
         tuning = tuning._replace(step_size=step)
-    moments, length = no_moments(state.z, groups), None
+    length = None
     if (first := kernel.first_length(tuning.step_size)) is not None:
         first = first if tuning.trajectory_length is None else tuning.trajectory_length
-        # A given length may have its factor in already.
-        learns = given is None and kernel.adapt_mass_matrix
-        mixing = no_mixing(moments.mean, len(ones)) if learns else None
-        length = start_length(first, mixing, is_scaled=given is not None)
+        length = start_length(first, is_scaled=given is not None)
         tuning = tuning._replace(trajectory_length=first)
     adaptation = Adaptation(
         dual=start_dual_averaging(tuning.step_size),
-        moments=moments,
-        gradients=moments,
+        moments=no_moments(state.z, groups),
+        gradients=no_moments(state.z, groups),
         moved=torch.zeros_like(ones, dtype=torch.bool),
         pending=Pending(0 * ones, 0 * ones, 0 * ones),
         length=length,
@@ -275,8 +271,8 @@ def close_window(
             # Keep the trajectory in units of the widest direction, which decides its length.
             shrink, limit = (variance / old).amax().sqrt(), kernel.first_length(step_size)
             assert limit is not None
-            all_move = bool(adaptation.moved.all())
-            length = restart_length(adaptation.length, shrink, limit, moments.mean, all_move)
+            old_length, moved = adaptation.length, adaptation.moved
+            length = restart_length(old_length, shrink, limit, moments.mean, moved)
             adaptation = adaptation._replace(length=length)
             tuning = tuning._replace(trajectory_length=length.value())
     dual = start_dual_averaging(tuning.step_size)

@@ -23,7 +23,7 @@ class Length(NamedTuple):
     factor: Tensor
     """What the average is multiplied by in the end."""
     mixing: Mixing | None
-    """Of the draws since the start; ``None``: the factor is not learned."""
+    """Of the draws since the start; ``None``: nothing is learned from them."""
     is_scaled: bool
     """Masses had been learned before the start: τ has a unit."""
 
@@ -36,29 +36,36 @@ class Length(NamedTuple):
         return self.log_average.exp() * self.factor
 
 
-def start_length(length: Tensor, mixing: Mixing | None, is_scaled: bool) -> Length:
+def start_length(length: Tensor, is_scaled: bool) -> Length:
     """The ascent started at ``length``."""
     log_length, zero, one = length.log(), torch.zeros_like(length), torch.ones_like(length)
-    return Length(log_length, log_length, zero, 0, one, mixing, is_scaled)
+    return Length(log_length, log_length, zero, 0, one, None, is_scaled)
 
 
 def restart_length(
-    state: Length, shrink: Tensor, limit: Tensor, centre: Tensor, all_move: bool
+    state: Length, shrink: Tensor, limit: Tensor, centre: Tensor, moved: Tensor
 ) -> Length:
     """The ascent started afresh where new masses make trajectories ``shrink`` times shorter.
 
     A length without unit, which has had little time to find what it should be, is cut to
-    ``limit``. The draws so far tell the factor unless they are of that time, too, or of chains
-    some of which have never moved. ``centre``: their means by group of chains, (G, D).
+    ``limit``, and mixing is watched from here on. One that was given with masses may have its
+    factor in already: there it is not. Draws tell nothing where some chains have never moved.
+
+    Args:
+        state: so far.
+        shrink: a scalar.
+        limit: a scalar.
+        centre: mean of the draws so far by group of chains, (G, D).
+        moved: chains that have moved, (C,) bool.
     """
     value, factor, mixing = state.value() / shrink, state.factor, state.mixing
     if not state.is_scaled:
         value = torch.minimum(value, limit)
-    elif mixing is not None and all_move:
+    elif mixing is not None and bool(moved.all()):
         factor = length_factor(mixing)
-    if mixing is not None:
-        mixing = no_mixing(centre, len(mixing.sums))
-    return start_length(value, mixing, is_scaled=True)._replace(factor=factor)
+    if mixing is not None or not state.is_scaled:
+        mixing = no_mixing(centre, len(moved))
+    return start_length(value, is_scaled=True)._replace(factor=factor, mixing=mixing)
 
 
 def learn_from(state: Length, gradient: Tensor, z: Tensor) -> Length:

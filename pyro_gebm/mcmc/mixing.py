@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 AS_A_NORMAL = 0.92
-"""The ``time_ratio`` of a standard normal, sampled with trajectories of 0.44 to 2.2, as ChEES's:
-successive values have correlation E cos t, and successive squares E cos² t."""
+"""Autocorrelation time of values over that of squares, of a standard normal that is sampled with
+trajectories of 0.44 to 2.2, as ChEES's: successive values have correlation E cos t, and
+successive squares E cos² t."""
 
 MOST = 1.25
 """Trajectories are made longer by no more: the ratio is noisy."""
@@ -44,14 +45,20 @@ def update_mixing(mixing: Mixing, z: Tensor) -> Mixing:
     return mixing._replace(draws=mixing.draws + 1, sums=sums)
 
 
-def time_ratio(mixing: Mixing) -> Tensor:
-    """Autocorrelation time of y over that of y², each the mean over components; a scalar.
+def how_far_apart(mixing: Mixing) -> Tensor:
+    """Variance of the chains' means over that of their draws, of y and of y², (2,).
 
-    That time is n Var(mean of a chain's n draws) / Var(a draw). Not a number where there are
-    no draws, one chain only, or a component that does not vary.
+    The mean over components; n times that, for chains of n draws, is the autocorrelation time. Not
+    a number where there are no draws, one chain only, or a component that does not vary.
     """
-    apart = _how_far_apart(mixing)
-    return apart[0] / apart[1]
+    groups, dim = mixing.centre.shape
+    means = (mixing.sums / mixing.draws).view(groups, -1, 3, dim)
+    mean = means.mean(1)
+    first, second, fourth = mean.unbind(1)
+    of_draws = torch.stack([second - first.square(), fourth - second.square()], 1)
+    shift = (means - mean[:, None])[:, :, :2]
+    of_means = shift.square().sum(1) / (means.shape[1] - 1)
+    return (of_means / of_draws).mean((0, 2))
 
 
 def length_factor(mixing: Mixing) -> Tensor:
@@ -61,21 +68,9 @@ def length_factor(mixing: Mixing) -> Tensor:
     alike; where the target is such that values are slower, as in networks, longer trajectories
     help. They do not where the chains stay where they are, between modes far apart.
     """
-    apart = _how_far_apart(mixing)[0]
+    apart, squares_apart = how_far_apart(mixing).unbind()
     groups, dim = mixing.centre.shape
     means = (len(mixing.sums) - groups) * dim
     weight = mixing.draws / (mixing.draws + PRIOR_DRAWS) * means / (means + PRIOR_MEANS)
-    factor = (time_ratio(mixing) / AS_A_NORMAL) ** weight
+    factor = (apart / squares_apart / AS_A_NORMAL) ** weight
     return torch.where(factor.isfinite() & (apart < FARTHEST), factor.clamp(1.0, MOST), 1.0)
-
-
-def _how_far_apart(mixing: Mixing) -> Tensor:
-    """Variance of the chains' means over that of their draws, of y and of y², (2,)."""
-    groups, dim = mixing.centre.shape
-    means = (mixing.sums / mixing.draws).view(groups, -1, 3, dim)
-    mean = means.mean(1)
-    first, second, fourth = mean.unbind(1)
-    of_draws = torch.stack([second - first.square(), fourth - second.square()], 1)
-    shift = (means - mean[:, None])[:, :, :2]
-    of_means = shift.square().sum(1) / (means.shape[1] - 1)
-    return (of_means / of_draws).mean((0, 2))
