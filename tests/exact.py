@@ -58,9 +58,10 @@ def p_value(z):
     return len(tests) * min(test.pvalue for test in tests)
 
 
-def transit(kernel, step_size, potential_fn, z, mass=None, transitions=TRANSITIONS):
+def transit(kernel, step_size, potential_fn, z, mass=None, transitions=TRANSITIONS, curvature=None):
     """Positions after the transitions, and the mean acceptance."""
-    history = run_chain(kernel, potential_fn, z, make_tuning(z, step_size, mass), transitions)
+    tuning = make_tuning(z, step_size, mass, curvature)
+    history = run_chain(kernel, potential_fn, z, tuning, transitions)
     return history[-1][0].z, torch.stack([info.accept_prob.mean() for _, info in history]).mean()
 
 

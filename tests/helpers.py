@@ -16,10 +16,11 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def make_tuning(z, step_size, inverse_mass=None):
+def make_tuning(z, step_size, inverse_mass=None, curvature=None):
     """The same step for every chain of ``z`` (C, D), unit mass unless given, (D,) or (C, D)."""
     mass = torch.ones_like(z[0]) if inverse_mass is None else inverse_mass.to(z)
-    return Tuning(torch.full_like(z[:, 0], step_size), mass)
+    fitted = None if curvature is None else torch.full_like(z[:, 0], curvature)
+    return Tuning(torch.full_like(z[:, 0], step_size), mass, curvature=fitted)
 
 
 def normal(z):

@@ -35,6 +35,21 @@ def test_sets_span_all_chains_and_the_whole_run(gebm: pg.GEBM, draws: int) -> No
     assert len({float(value) for x in sets for value in x}) == 200, "no draw is in two sets"
 
 
+class Flat(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0 * x.sum(-1)
+
+
+def test_a_run_goes_again_with_the_steps_it_was_fitted_to() -> None:
+    # On a normal fitted steps are all accepted; leapfrog's of that size are not.
+    model = pg.GEBM(pg.Base(nn.Identity(), pg.StandardNormal(100)), Flat())
+    settings = evaluation.Settings(32, 5, 60, 1.0, 0)
+    (done,) = evaluation.run_kernels(model, ["HMC"], settings)
+    assert done.idata.attrs["curvature"] == pytest.approx(1.0, abs=0.01)
+    again = evaluation._run_again(model, done, settings, torch.randn(32, 100))
+    assert again.info.accept_prob.mean() > 0.95
+
+
 def test_merged_transitions_tell_the_worst() -> None:
     def told(steps: int, accept: float, diverging: bool, depth: int, error: float) -> Info:
         return Info(

@@ -72,18 +72,21 @@ def test_settled_again_after_a_change_it_is_not_what_it_was():
     z = starts(20)
     tuning, other = make_tuning(z, 0.1), make_tuning(z, 0.3)
     again = tuning.settled()._replace(step_size=other.step_size).settled()
-    assert torch.equal(again.scale(), other.scale())
-    assert torch.equal(again.half_scale(), 0.5 * other.scale())
+    drift, kick, half_kick = other.strides()
+    assert all(map(torch.equal, again.strides(), (drift, kick, half_kick)))
+    assert torch.equal(half_kick, 0.5 * kick)
     assert again.typical_step() == other.typical_step() == float(other.step_size[0])
 
 
 @pytest.mark.parametrize("kernel", [HMC(), ChEES(), MALA()])
 @pytest.mark.parametrize("longest", [None, 0.7])
-def test_a_settled_tuning_moves_chains_alike(kernel, longest):
+@pytest.mark.parametrize("curvature", [None, 1.5])
+def test_a_settled_tuning_moves_chains_alike(kernel, longest, curvature):
     z = starts(20)
     length = None if longest is None else torch.tensor(longest, dtype=z.dtype)
     sizes = 0.1 + 0.1 * torch.rand(20, generator=rng(), dtype=z.dtype)
-    tuning = make_tuning(z, 0.1)._replace(step_size=sizes, trajectory_length=length)
+    tuning = make_tuning(z, 0.1, curvature=curvature)
+    tuning = tuning._replace(step_size=sizes, trajectory_length=length)
     plain, settled = (
         run_chain(kernel, normal, z, each, 5)[-1] for each in (tuning, tuning.settled())
     )

@@ -46,6 +46,32 @@ def test_invariant(name):
     assert p_value(z) > PASS
 
 
+@pytest.mark.parametrize("name", ["HMC", "ChEES", "MALA", "NUTS"])
+def test_fitted_steps_are_invariant(name):
+    kernel, step_size = KERNELS[name]
+    mass = torch.tensor([1.3, 0.8])
+    z, accept = transit(kernel, step_size, skewed, exact_draws(), mass, curvature=1.5)
+    assert 0.6 < accept < 0.95
+    assert p_value(z) > PASS
+
+
+@pytest.mark.parametrize("name", ["HMC", "ChEES", "MALA", "NUTS"])
+def test_a_curvature_that_follows_the_chain_is_seen(name, monkeypatch):
+    # Reversible no more: a step back would be of another length than the step there.
+    def greedy(potential_fn, z, gradient, flow, drift, kick):
+        return honest(potential_fn, z, gradient, flow, drift / (1 + gradient.abs()), kick)
+
+    def greedy_leapfrog(potential_fn, state, momentum, drift, kick):
+        return leap(potential_fn, state, momentum, drift / (1 + state.z_grad.abs()), kick)
+
+    honest, leap = integrators.hop, integrators.leapfrog
+    monkeypatch.setattr(integrators, "hop", greedy)
+    monkeypatch.setattr(hmc, "hop", greedy)
+    monkeypatch.setattr(nuts, "leapfrog", greedy_leapfrog)
+    z, _ = transit(*KERNELS[name], skewed, exact_draws())
+    assert p_value(z) < FAIL
+
+
 @pytest.mark.parametrize("name", ["HMC", "ChEES", "MALA", "IMH"])
 def test_square_rooted_acceptance_is_seen(name, monkeypatch):
     def rooted(energy_error, end):

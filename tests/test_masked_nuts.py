@@ -22,31 +22,31 @@ def walled(z):
     return torch.where(z[:, 0] < 3, energy, torch.inf)
 
 
-def planted(dtype, per_chain):
+def planted(dtype, per_chain, curvature=None):
     generator = torch.Generator().manual_seed(3)
     z = torch.randn(CHAINS, DIM, dtype=dtype, generator=generator)
     state = evaluate(walled, z)
     step = torch.logspace(-2, 0.3, CHAINS, dtype=dtype)
     mass = torch.tensor([0.5, 1.0, 2.0], dtype=dtype)
-    tuning = Tuning(step, mass.repeat(CHAINS, 1) if per_chain else mass)
+    fitted = None if curvature is None else torch.full_like(step, curvature)
+    tuning = Tuning(step, mass.repeat(CHAINS, 1) if per_chain else mass, curvature=fitted)
     tree = new_trees(state, DEPTH)
     way = uniform(state.potential_energy, generator)
     plant_(tree, tree.every, state, tuning, normal(z, generator), way)
     return tree, tuning
 
 
-def grow_both(advance, dtype=torch.float64, steps=150, per_chain=False):
+def grow_both(advance, dtype=torch.float64, steps=150, per_chain=False, curvature=None):
     """Trees grown by rows and by ``advance``, compared after every step."""
-    (tree, tuning), (other, _) = planted(dtype, per_chain), planted(dtype, per_chain)
+    (tree, tuning), (other, _) = (planted(dtype, per_chain, curvature) for _ in range(2))
     generator, ends = torch.Generator().manual_seed(5), {"turned": 0, "wall": 0, "limit": 0}
     slots = checkpoint_table(DEPTH, torch.device("cpu"))
     for _ in range(steps):
         noise = tree_noise(tree.numbers[:, 0], generator)
         momentum = normal(tree.edge[:, :DIM], generator)
         rows, ended = advance_(walled, tree, tuning, noise, momentum)
-        found, done = advance(
-            walled, other, slots, tuning.step_size, tuning.inverse_mass_matrix, noise, momentum
-        )
+        tensors = tuning.step_size, tuning.inverse_mass_matrix, tuning.curvatures()
+        found, done = advance(walled, other, slots, *tensors, noise, momentum)
         if not (torch.equal(rows, done.nonzero()[:, 0]) and same(tree, other)):
             return False
         if ended is None:
@@ -80,11 +80,16 @@ def whole(tree):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("per_chain", [False, True])
-def test_masks_and_rows_give_the_same_trees_at_every_step(dtype, per_chain):
-    assert grow_both(advance_masked_, dtype, per_chain=per_chain)
+@pytest.mark.parametrize("curvature", [None, 0.3])
+def test_masks_and_rows_give_the_same_trees_at_every_step(dtype, per_chain, curvature):
+    assert grow_both(advance_masked_, dtype, per_chain=per_chain, curvature=curvature)
 
 
 PLANTS = {
+    "drifts that are never fitted": (
+        "inverse_mass_matrix, curvature)",
+        "inverse_mass_matrix, None)",
+    ),
     "a join that does not look where it grew": (
         "forward, way = step > 0, way_noise < 0.5",
         "forward, way = step > -9, way_noise < 0.5",
@@ -119,7 +124,7 @@ def test_each_planted_bug_is_seen(what):
     assert source.count(old) == 1
     room = {"__name__": "planted"}
     exec(compile(source.replace(old, new), "planted", "exec"), room)
-    assert not grow_both(room["advance_masked_"])
+    assert not grow_both(room["advance_masked_"], curvature=0.3)
 
 
 def test_without_a_cuda_device_trees_are_grown_by_rows(monkeypatch):

@@ -113,9 +113,9 @@ def all_points(start, step_size):
     points = {0: start}
     for way in (1, -1):
         state, momentum = points[0]
-        scale = way * step_size * INVERSE_MASS.sqrt()[None]
+        stride = way * step_size * INVERSE_MASS.sqrt()[None]
         for i in range(1, 2**MAX_DEPTH):
-            state, momentum = leapfrog(bent, state, momentum, scale)
+            state, momentum = leapfrog(bent, state, momentum, stride, stride)
             points[way * i] = (state, momentum)
     z = {i: state.z[0] for i, (state, _) in points.items()}
     r = {i: momentum[0] * INVERSE_MASS.rsqrt() for i, (_, momentum) in points.items()}

@@ -171,7 +171,7 @@ def test_ctrl_c_leaves_a_prefix(kernel, thinning):
     potential, whole = interrupted_at(0, kernel, thinning)
     ends = calls_until_whole(whole, kernel)
     first = potential.calls - ends[-1]
-    for call in np.linspace(potential.calls // 2, potential.calls, 8).astype(int):
+    for call in np.linspace(first + ends[-1] // 2, potential.calls, 8).astype(int):
         _, part = interrupted_at(int(call), kernel, thinning)
         done = draws_of(part).shape[1]
         assert 1 <= done < 30

@@ -230,8 +230,13 @@ def _tuning_of(idata: InferenceData, like: Tensor) -> Tuning:
     """What a run was tuned to, for chains at positions ``like`` (C, D)."""
     step_size = like.new_full((len(like),), float(_stat(idata, "step_size")[0, 0]))
     mass = torch.as_tensor(np.asarray(idata.attrs["inverse_mass_matrix"])).to(like)
-    length = idata.attrs.get("trajectory_length")
-    return Tuning(step_size, mass, None if length is None else like.new_tensor(float(length)))
+    length, curvature = (idata.attrs.get(name) for name in ("trajectory_length", "curvature"))
+    return Tuning(
+        step_size,
+        mass,
+        trajectory_length=None if length is None else like.new_tensor(float(length)),
+        curvature=None if curvature is None else torch.full_like(step_size, float(curvature)),
+    )
 
 
 def _sample(

@@ -215,6 +215,8 @@ def _told(tuning: Tuning, ready: Ready) -> dict[str, float]:
     told = {"step_size": float(tuning.step_size.mean())}
     if tuning.trajectory_length is not None:
         told["trajectory_length"] = float(tuning.trajectory_length)
+    if tuning.curvature is not None:
+        told["curvature"] = float(tuning.curvature.mean())
     if ready.global_moves is not None:
         told["num_proposals"] = ready.global_moves.num_proposals
         told["global_moves_every"] = ready.global_moves.every

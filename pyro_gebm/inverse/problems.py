@@ -194,6 +194,11 @@ class ByProblem(Kernel):
         """That of the local kernel."""
         return self.local.target_accept_prob
 
+    @property
+    def least_growth(self) -> float:  # type: ignore[override]
+        """That of the local kernel."""
+        return self.local.least_growth
+
     def init(self, potential_fn: PotentialFn, z: Tensor) -> KernelState:
         """That of the local kernel."""
         return self.local.init(potential_fn, z)

@@ -9,7 +9,7 @@ from pyro_gebm.mcmc.global_moves import GlobalMoves
 from pyro_gebm.mcmc.gradients import CapturedPotential, CompiledPotential
 from pyro_gebm.mcmc.hmc import HMC
 from pyro_gebm.mcmc.imh import IMH
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState
 from pyro_gebm.mcmc.kinetic import Kinetic
 from pyro_gebm.mcmc.langevin import MALA, Langevin
 from pyro_gebm.mcmc.nuts import NUTS
@@ -17,6 +17,7 @@ from pyro_gebm.mcmc.pyro_kernels import PyroKernel, is_pyro_kernel, run_pyro
 from pyro_gebm.mcmc.reference import Reference
 from pyro_gebm.mcmc.run import draw, run
 from pyro_gebm.mcmc.transitions import Moves
+from pyro_gebm.mcmc.tuning import Tuning
 from pyro_gebm.mcmc.warmup import Warmed, warm_up
 
 KERNELS: dict[str, type[Kernel]] = {

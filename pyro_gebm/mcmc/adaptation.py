@@ -18,9 +18,10 @@ from pyro_gebm.mcmc.averaging import (
 )
 from pyro_gebm.mcmc.gradients import uncompiled
 from pyro_gebm.mcmc.integrators import trajectory
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState
 from pyro_gebm.mcmc.length import Length, learn_from, restart_length, start_length
 from pyro_gebm.mcmc.random import Generator, normal
+from pyro_gebm.mcmc.tuning import Tuning, longest_steps
 
 MAX_DOUBLINGS = 50
 """Limit of the step-size search: a flat potential accepts every step and would never end it."""
@@ -132,6 +133,8 @@ def start_adaptation(
     masses = torch.ones_like(state.z if groups > 1 else state.z[0])
     tuning = given or Tuning(ones * (kernel.step_size or 1.0), masses)
     tuning = tuning._replace(settled_values=None)  # it is about to change
+    if kernel.integrator != "fitted":
+        tuning = tuning._replace(curvature=None)
     if given is None and kernel.step_size is None and kernel.adapt_step_size:
         own = kernel.level_potential(uncompiled(potential_fn))
         step, spent = find_step_size(own, state, tuning, generator, groups)
@@ -194,7 +197,8 @@ def adapt(
     if kernel.adapt_step_size and (due or kernel.step_size_per_chain):
         means = _own_acceptance if kernel.step_size_per_chain else _mean_acceptance
         accept, which = means(adaptation, rows, info.accept_prob)
-        dual = update_dual_averaging(adaptation.dual, accept, which, target_accept_prob)
+        longest = None if tuning.curvature is None else longest_steps(tuning.curvature)
+        dual = update_dual_averaging(adaptation.dual, accept, which, target_accept_prob, longest)
         adaptation = adaptation._replace(dual=dual)
         tuning = tuning._replace(step_size=dual.log_step.exp())
     if adaptation.length is not None and info.length_gradient is not None:  # all in step
@@ -253,7 +257,7 @@ def _own_acceptance(
 def close_window(
     kernel: Kernel, adaptation: Adaptation, tuning: Tuning
 ) -> tuple[Adaptation, Tuning]:
-    """The mass matrix of the window that ends, and dual averaging started afresh."""
+    """The mass matrix of the window that ends; ``restart_steps`` is to follow."""
     moments = adaptation.moments
     old = tuning.inverse_mass_matrix
     if kernel.adapt_mass_matrix and moments.num:
@@ -275,9 +279,13 @@ def close_window(
             length = restart_length(old_length, shrink, limit, moments.mean, moved)
             adaptation = adaptation._replace(length=length)
             tuning = tuning._replace(trajectory_length=length.value())
-    dual = start_dual_averaging(tuning.step_size)
     none = Moments(0, torch.zeros_like(moments.mean), torch.zeros_like(moments.squares))
-    return adaptation._replace(dual=dual, moments=none, gradients=none), tuning
+    return adaptation._replace(moments=none, gradients=none), tuning
+
+
+def restart_steps(adaptation: Adaptation, tuning: Tuning) -> Adaptation:
+    """Dual averaging started afresh, from the steps of ``tuning``."""
+    return adaptation._replace(dual=start_dual_averaging(tuning.step_size))
 
 
 def final_tuning(kernel: Kernel, adaptation: Adaptation, tuning: Tuning) -> Tuning:

@@ -39,9 +39,13 @@ def start_dual_averaging(step_size: Tensor) -> DualAveraging:
 
 
 def update_dual_averaging(
-    dual: DualAveraging, accept_prob: Tensor, due: Tensor, target_accept_prob: float
+    dual: DualAveraging,
+    accept_prob: Tensor,
+    due: Tensor,
+    target_accept_prob: float,
+    longest: Tensor | None = None,
 ) -> DualAveraging:
-    """One update from acceptance probabilities, where ``due``.
+    """One update from acceptance probabilities, where ``due``; ε is at most ``longest``, (C,).
 
     Stan's constants but for γ, which is 0.05 there and made for the noise of one chain: with
     the acceptance of many it drives ε into a two-cycle, whose average is too small (MALA
@@ -53,6 +57,8 @@ def update_dual_averaging(
     error_sum = (1 - weight) * dual.error_sum + weight * (target_accept_prob - accept_prob)
     log_step = dual.centre - error_sum * num.sqrt() / gamma
     log_step = log_step.clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
+    if longest is not None:
+        log_step = torch.minimum(log_step, longest.log())
     share = num**-kappa
     log_step_avg = share * log_step + (1 - share) * dual.log_step_avg
     new = DualAveraging(log_step, log_step_avg, error_sum, num, dual.centre)

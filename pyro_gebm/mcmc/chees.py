@@ -10,8 +10,9 @@ from pyro_gebm._checks import check_count
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.hmc import count_steps, metropolis, with_length
 from pyro_gebm.mcmc.integrators import Proposal
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, shared_settings
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, shared_settings
 from pyro_gebm.mcmc.random import Generator, shared_jitter
+from pyro_gebm.mcmc.tuning import Tuning
 
 SHORTEST = 0.2
 """Of the longest trajectory. A very short one spends the noise of a fresh momentum for nothing,
@@ -31,6 +32,7 @@ class _Jittered(Kernel):
 
     target_accept_prob: ClassVar[float] = 0.75
 
+    integrator: str = "fitted"
     max_num_steps: int = 1024
 
     def __post_init__(self) -> None:
@@ -65,7 +67,8 @@ class ChEES(_Jittered):
     cut back to that. Without these τ strays, on targets near a normal, to two, four and more times
     what is best, the farther the longer warm-up is. And where values mix more slowly than
     squares, of which the criterion is, τ is made up to a quarter longer at the end of a warm-up
-    that learns masses, too, and starts from no tuning.
+    that learns masses, too, and starts from no tuning. Steps are fitted where that pays (see
+    ``Kernel``); the paper's are leapfrog's.
 
     Args:
         max_num_steps: limit on L.

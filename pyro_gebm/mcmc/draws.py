@@ -6,7 +6,8 @@ from typing import NamedTuple, TypeAlias, final
 import torch
 from torch import Tensor
 
-from pyro_gebm.mcmc.kernel import Info, KernelState, Tuning
+from pyro_gebm.mcmc.kernel import Info, KernelState
+from pyro_gebm.mcmc.tuning import Tuning
 from pyro_gebm.mcmc.writer import Writer
 
 FLUSH = 64

@@ -10,14 +10,17 @@ from pyro_gebm._checks import check_count, check_in_range
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.gradients import step_with
 from pyro_gebm.mcmc.integrators import Landing, Proposal, cruise, hop, land, step_counts
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, select
 from pyro_gebm.mcmc.random import Generator, normal, shared_jitter, uniform
+from pyro_gebm.mcmc.tuning import Tuning
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class HMC(Kernel):
     """Hamiltonian Monte Carlo: L leapfrog steps, then accept or reject (Neal 2011).
+
+    Steps are fitted to the target's curvature where that pays (see ``Kernel``).
 
     The length of each trajectory is jittered, because a fixed one resonates with
     near-Gaussian potentials: their variances come out wrong at high acceptance. All chains
@@ -45,6 +48,7 @@ class HMC(Kernel):
         (torch.Size([3, 2]), torch.Size([3]))
     """
 
+    integrator: str = "fitted"
     trajectory_length: float = math.pi / 2
     jitter: float = 0.5
     max_num_steps: int = 1024
@@ -89,7 +93,7 @@ def metropolis(
     """Fresh momentum, ``num_steps`` leapfrog steps, one accept/reject per chain."""
     momentum, noise = normal(state.z, generator), uniform(state.potential_energy, generator)
     first = cruise(potential_fn, state, tuning, num_steps - 1, momentum)
-    inputs = *first, *state[:3], momentum, noise
+    inputs = *first, tuning.strides().half_kick, *state[:3], momentum, noise
     found = step_with(potential_fn, _arrive, inputs)(*inputs)
     moved, end, landing = KernelState(*found[:3]), KernelState(*found[3:6]), Landing(*found[6:])
     return moved, Proposal(end, landing.momentum, landing.info(step_counts(num_steps, state)))
@@ -100,8 +104,9 @@ def _arrive(
     z: Tensor,
     gradient: Tensor,
     flow: Tensor,
-    scale: Tensor,
+    drift: Tensor,
     kick: Tensor,
+    half_kick: Tensor,
     *rest: Tensor,
 ) -> tuple[Tensor, ...]:
     """The last hop of a trajectory and all that follows: where chains are, where it ends, and why.
@@ -109,9 +114,9 @@ def _arrive(
     ``rest``: z, U and ∇U where it started, its momentum there, (C, D), and uniforms (C,).
     """
     start, (momentum, noise) = KernelState(*rest[:3]), rest[3:]
-    *there, flow = hop(potential_fn, z, gradient, flow, scale, kick)
+    *there, flow = hop(potential_fn, z, gradient, flow, drift, kick)
     end = KernelState(*there)
-    landing = land(start.potential_energy, momentum, flow, scale, end)
+    landing = land(start.potential_energy, momentum, flow, half_kick, end)
     moved = select(noise < landing.accept_prob, end, start)
     return *moved[:3], *end[:3], *landing
 

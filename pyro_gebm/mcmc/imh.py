@@ -8,9 +8,10 @@ from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.global_moves import propose
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, acceptance, select
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, acceptance, select
 from pyro_gebm.mcmc.random import Generator, uniform
 from pyro_gebm.mcmc.reference import Reference
+from pyro_gebm.mcmc.tuning import Tuning
 
 
 @final

@@ -1,8 +1,7 @@
 """Symplectic integration of Hamiltonian dynamics: a step, and a whole trajectory.
 
-Momenta are scaled, p = M^(-1/2) r ~ N(0, I), and so is the step: with s = ε M^(-1/2) the
-equations need no mass matrix, and a leapfrog step within a trajectory costs two operations
-beside its gradient.
+Momenta are scaled, p = M^(-1/2) r ~ N(0, I), and so are steps: the equations need no mass matrix,
+and a leapfrog step within a trajectory costs two operations beside its gradient.
 """
 
 from typing import NamedTuple
@@ -12,29 +11,31 @@ from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.gradients import step_with
-from pyro_gebm.mcmc.kernel import Info, KernelState, Tuning, acceptance, evaluate, total_energy
+from pyro_gebm.mcmc.kernel import Info, KernelState, acceptance, evaluate, total_energy
+from pyro_gebm.mcmc.tuning import Tuning
 
 
 def leapfrog(
-    potential_fn: PotentialFn, state: KernelState, momentum: Tensor, scale: Tensor
+    potential_fn: PotentialFn, state: KernelState, momentum: Tensor, drift: Tensor, kick: Tensor
 ) -> tuple[KernelState, Tensor]:
     """One leapfrog step; one gradient, since the one at the start travels in ``state``.
 
-    p ← p - s/2 ∇U(z);  z ← z + s p;  p ← p - s/2 ∇U(z). Second order, reversible and
-    volume preserving (Neal 2011, section 2.3).
+    p ← p - k/2 ∇U(z);  z ← z + d p;  p ← p - k/2 ∇U(z), with d = k = ε M^(-1/2) or fitted to a
+    normal. Second order, reversible and volume preserving (Neal 2011, section 2.3).
 
     Args:
         potential_fn: (C, D) -> (C,).
         state: where the step starts.
         momentum: p, (C, D).
-        scale: s = ε M^(-1/2), (C, D); negative goes backward in time.
+        drift: d, (C, D).
+        kick: k, (C, D); both negative go backward in time.
 
     Returns:
         The state at the new position and the new momentum (C, D).
     """
-    half = torch.addcmul(momentum, scale, state.z_grad, value=-0.5)
-    end = evaluate(potential_fn, torch.addcmul(state.z, scale, half))
-    return end, torch.addcmul(half, scale, end.z_grad, value=-0.5)
+    half = torch.addcmul(momentum, kick, state.z_grad, value=-0.5)
+    end = evaluate(potential_fn, torch.addcmul(state.z, drift, half))
+    return end, torch.addcmul(half, kick, end.z_grad, value=-0.5)
 
 
 class Proposal(NamedTuple):
@@ -73,7 +74,7 @@ def trajectory(
     inputs = cruise(potential_fn, state, tuning, num_steps - 1, momentum)
     z, energy, gradient, flow = step_with(potential_fn, hop, inputs)(*inputs)
     end = KernelState(z, energy, gradient)
-    landing = land(state.potential_energy, momentum, flow, tuning.scale(), end)
+    landing = land(state.potential_energy, momentum, flow, tuning.strides().half_kick, end)
     return Proposal(end, landing.momentum, landing.info(step_counts(num_steps, state)))
 
 
@@ -84,13 +85,13 @@ def cruise(
 
     The last half kick of a leapfrog step and the first of the next are one.
     """
-    scale = tuning.scale()
-    inputs = state.z, state.z_grad, momentum, scale, tuning.half_scale()
+    drift, kick, half_kick = tuning.strides()
+    inputs = state.z, state.z_grad, momentum, drift, half_kick
     if num_hops:
         step = step_with(potential_fn, hop, inputs)
         for _ in range(num_hops):
             z, _, gradient, flow = step(*inputs)
-            inputs = z, gradient, flow, scale, scale
+            inputs = z, gradient, flow, drift, kick
     return inputs
 
 
@@ -99,12 +100,12 @@ def hop(
     z: Tensor,
     gradient: Tensor,
     flow: Tensor,
-    scale: Tensor,
+    drift: Tensor,
     kick: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A kick, a drift and the gradient there: z, U, ∇U and the momentum."""
     flow = torch.addcmul(flow, kick, gradient, value=-1.0)
-    end = evaluate(potential_fn, torch.addcmul(z, scale, flow))
+    end = evaluate(potential_fn, torch.addcmul(z, drift, flow))
     return end.z, end.potential_energy, end.z_grad, flow
 
 
@@ -116,7 +117,7 @@ def arrive_at(potential_fn: PotentialFn, z: Tensor) -> KernelState:
 
 
 def land(
-    potential_energy: Tensor, momentum: Tensor, flow: Tensor, scale: Tensor, end: KernelState
+    potential_energy: Tensor, momentum: Tensor, flow: Tensor, half_kick: Tensor, end: KernelState
 ) -> Landing:
     """The last half kick of a trajectory, and what is told of it.
 
@@ -124,11 +125,11 @@ def land(
         potential_energy: U at the start, (C,).
         momentum: at the start, (C, D).
         flow: before the last half kick, (C, D).
-        scale: s = ε M^(-1/2), (C, D).
+        half_kick: (C, D).
         end: where it ends.
     """
     before = total_energy(potential_energy, momentum)
-    last = torch.addcmul(flow, scale, end.z_grad, value=-0.5)
+    last = torch.addcmul(flow, half_kick, end.z_grad, value=-1.0)
     error = total_energy(end.potential_energy, last) - before
     return Landing(last, before, error, *acceptance(error, end.z))
 

@@ -1,4 +1,4 @@
-"""What every kernel shares: State for the next step, Info for the reader, Tuning for adaptation."""
+"""What every kernel shares: State for the next step, Info for the reader, and its settings."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -8,11 +8,14 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from pyro_gebm._checks import check_in_range
+from pyro_gebm._checks import check_choice, check_in_range
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.gradients import value_and_grad
 from pyro_gebm.mcmc.random import Generator
 from pyro_gebm.mcmc.reference import Reference
+from pyro_gebm.mcmc.tuning import Tuning
+
+INTEGRATORS = ("fitted", "leapfrog")
 
 DIVERGENCE_THRESHOLD = 1000.0
 """Energy error (nats) from which a trajectory counts as diverging, as in Stan and Pyro."""
@@ -60,57 +63,6 @@ class Info(NamedTuple):
     """Replica exchange: acceptance of the exchange with the next hotter level, (C,)."""
 
 
-class Tuning(NamedTuple):
-    """What adaptation owns and a kernel only reads."""
-
-    step_size: Tensor
-    """Leapfrog step ε, (C,); Langevin kernels take γ = ε²/2."""
-    inverse_mass_matrix: Tensor
-    """Diagonal of M⁻¹, an estimate of the posterior variances, (D,), or (C, D) by chain."""
-    trajectory_length: Tensor | None = None
-    """ChEES: longest L ε, a scalar."""
-    settled_values: "_Settled | None" = None
-    """What the methods give, of a tuning that is ``settled``."""
-
-    def scale(self) -> Tensor:
-        """ε M^(-1/2), (C, D): how far a momentum of one moves a chain in a step."""
-        if self.settled_values is not None:
-            return self.settled_values.scale
-        return self.step_size[:, None] * self.inverse_mass_matrix.sqrt()
-
-    def half_scale(self) -> Tensor:
-        """ε M^(-1/2) / 2, (C, D)."""
-        known = self.settled_values
-        return 0.5 * self.scale() if known is None else known.half_scale
-
-    def typical_step(self) -> float:
-        """The chains' median ε."""
-        known = self.settled_values
-        return float(self.step_size.median()) if known is None else known.typical_step
-
-    def longest(self) -> float | None:
-        """The longest L ε as a number."""
-        if self.settled_values is not None:
-            return self.settled_values.longest
-        return None if self.trajectory_length is None else float(self.trajectory_length)
-
-    def settled(self) -> "Tuning":
-        """The same with all this computed, for many steps; not to be changed any more."""
-        fresh = self._replace(settled_values=None)
-        scale = fresh.scale()
-        values = _Settled(scale, 0.5 * scale, fresh.typical_step(), fresh.longest())
-        return self._replace(settled_values=values)
-
-
-class _Settled(NamedTuple):
-    """What comes of a tuning."""
-
-    scale: Tensor
-    half_scale: Tensor
-    typical_step: float
-    longest: float | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Kernel(ABC):
     """A Markov kernel that knows only a potential: its settings, ``init`` and ``step``.
@@ -123,20 +75,28 @@ class Kernel(ABC):
         adapt_step_size: let warm-up change the step size (dual averaging).
         adapt_mass_matrix: let warm-up estimate the diagonal mass matrix.
         step_size_per_chain: adapt a step size for each chain by itself instead of one for all.
+        integrator: "leapfrog", or "fitted": towards the end of warm-up drifts are made shorter than
+            kicks by what makes steps exact for a normal of the curvature that the potential has
+            there, wherever steps can be so much longer then that it pays. Needs
+            ``adapt_step_size``.
 
     Raises:
-        ValueError: ``step_size`` is not a positive finite number.
+        ValueError: ``step_size`` is not a positive finite number; no such integrator.
     """
 
     target_accept_prob: ClassVar[float] = 0.8
     """What warm-up tunes the mean acceptance to unless the caller says otherwise."""
+    least_growth: ClassVar[float] = 1.05
+    """What drifts must gain by for steps to be fitted to the curvature."""
 
     step_size: float | None = None
     adapt_step_size: bool = True
     adapt_mass_matrix: bool = True
     step_size_per_chain: bool = False
+    integrator: str = "leapfrog"
 
     def __post_init__(self) -> None:
+        check_choice("integrator", self.integrator, INTEGRATORS)
         if self.step_size is not None:
             check_in_range("step_size", self.step_size, 0.0, open_low=True)
 

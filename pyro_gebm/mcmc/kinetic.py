@@ -12,7 +12,6 @@ from pyro_gebm.mcmc.kernel import (
     Info,
     Kernel,
     KernelState,
-    Tuning,
     acceptance,
     evaluate,
     kinetic_energy,
@@ -21,6 +20,7 @@ from pyro_gebm.mcmc.kernel import (
 )
 from pyro_gebm.mcmc.langevin import warming_mala
 from pyro_gebm.mcmc.random import Generator, normal
+from pyro_gebm.mcmc.tuning import Tuning
 
 SCHEMES = ("BAOAB", "ABOBA")
 
@@ -67,6 +67,7 @@ class Kinetic(Kernel):
         super().__post_init__()
         check_in_range("friction", self.friction, 0.0, open_low=True)
         check_choice("scheme", self.scheme, SCHEMES)
+        check_choice("integrator", self.integrator, ("leapfrog",))
 
     def for_warmup(self) -> Kernel:
         """MALA with the same settings."""
@@ -86,7 +87,7 @@ class Kinetic(Kernel):
         keep = (-self.friction * tuning.step_size).exp()[:, None]
         noise = normal(state.z, generator)
         move = _baoab if self.scheme == "BAOAB" else _aboba
-        end, heat = move(potential_fn, state, tuning.scale(), keep, noise)
+        end, heat = move(potential_fn, state, tuning.strides().kick, keep, noise)
         assert state.momentum is not None and end.momentum is not None
         before = total_energy(state.potential_energy, state.momentum)
         error = total_energy(end.potential_energy, end.momentum) - before - heat

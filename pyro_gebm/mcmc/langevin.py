@@ -6,8 +6,9 @@ from typing import ClassVar, final
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.hmc import metropolis
 from pyro_gebm.mcmc.integrators import trajectory
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, select, shared_settings
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, select, shared_settings
 from pyro_gebm.mcmc.random import Generator, normal
+from pyro_gebm.mcmc.tuning import Tuning
 
 
 @final

@@ -22,7 +22,7 @@ from pyro_gebm.mcmc.gradients import (
     uncompiled,
 )
 from pyro_gebm.mcmc.integrators import leapfrog
-from pyro_gebm.mcmc.kernel import KernelState, Tuning, acceptance, kinetic_energy, take_rows
+from pyro_gebm.mcmc.kernel import KernelState, acceptance, kinetic_energy, take_rows
 from pyro_gebm.mcmc.nuts import advance_, turns
 from pyro_gebm.mcmc.tree import (
     ENERGY,
@@ -39,6 +39,7 @@ from pyro_gebm.mcmc.tree import (
     summary,
     unpack,
 )
+from pyro_gebm.mcmc.tuning import Tuning, strides
 
 
 class _Leaf(NamedTuple):
@@ -81,6 +82,7 @@ class Advancer:
         self._graph: _Graph | None = None
         self._compiled: Callable[..., Any] | None = None
         self._calls = 0
+        self._flat = torch.zeros_like(tree.numbers[:, 0])
         # By rows the gradient alone would be compiled first, for nothing.
         compiles = uncompiled(potential_fn) is not potential_fn
         self._record_at = 1 if compiles else FIRST_CALLS + 1
@@ -91,7 +93,8 @@ class Advancer:
         self, tuning: Tuning, noise: Tensor, momentum: Tensor
     ) -> tuple[Tensor, Ended | None]:
         """What ``advance_`` does with the same arguments."""
-        given = tuning.step_size, tuning.inverse_mass_matrix, noise, momentum
+        curvature = self._flat if tuning.curvature is None else tuning.curvature
+        given = tuning.step_size, tuning.inverse_mass_matrix, curvature, noise, momentum
         inputs = tuple(x.contiguous() for x in given)
         self._calls += 1
         if self._calls == 1:
@@ -158,13 +161,14 @@ def advance_masked_(
     slots: tuple[Tensor, Tensor],
     step_size: Tensor,
     inverse_mass_matrix: Tensor,
+    curvature: Tensor,
     noise: Tensor,
     momentum: Tensor,
 ) -> _All:
     """What ``advance_`` does with the same arguments; ``slots`` are of ``checkpoint_table``."""
-    scale = tree.numbers[:, STEP, None] * inverse_mass_matrix.sqrt()
+    drift, kick = strides(tree.numbers[:, STEP], inverse_mass_matrix, curvature)
     start, before = unpack(tree.edge)
-    state, after = leapfrog(potential_fn, start, before, scale)
+    state, after = leapfrog(potential_fn, start, before, drift, kick)
     _settle_(tree, state, after, noise, slots)
     found = _All(_harvest(tree), tree.done.clone())
     _plant_(tree, found, step_size, momentum, noise[:, 3])

@@ -1,7 +1,8 @@
 """The No-U-Turn sampler, iterative and batched: every chain grows a tree of its own."""
 
+import math
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from pyro_gebm.mcmc.kernel import (
     Info,
     Kernel,
     KernelState,
-    Tuning,
     acceptance,
     kinetic_energy,
     put_rows_,
@@ -43,6 +43,7 @@ from pyro_gebm.mcmc.tree import (
     told,
     unpack,
 )
+from pyro_gebm.mcmc.tuning import Tuning, strides
 
 
 @final
@@ -53,7 +54,8 @@ class NUTS(Kernel):
     The tree is grown iteratively, with the momenta of open subtrees kept in O(max_tree_depth)
     memory (Phan, Pradhan and Jankowiak 2019), so that a batch of chains grows its trees side
     by side. ``step`` waits for the deepest tree of the batch; a run does not: a chain whose
-    tree is finished stores its draw and starts the next one at the next step of the batch.
+    tree is finished stores its draw and starts the next one at the next step of the batch. Steps
+    are fitted to the target's curvature where that pays (see ``Kernel``).
 
     Args:
         max_tree_depth: at most 2**max_tree_depth - 1 leapfrog steps a draw.
@@ -73,6 +75,10 @@ class NUTS(Kernel):
         True
     """
 
+    # Trees double: steps that are a little longer make them no smaller.
+    least_growth: ClassVar[float] = math.sqrt(2.0)
+
+    integrator: str = "fitted"
     max_tree_depth: int = 10
 
     def __post_init__(self) -> None:
@@ -165,9 +171,10 @@ def grow_(potential_fn: PotentialFn, tree: Tree, tuning: Tuning, noise: Tensor) 
         tuning: its mass matrix is read; steps are those that the trees were planted with.
         noise: of ``tree_noise``.
     """
-    scale = tree.numbers[:, STEP, None] * tuning.inverse_mass_matrix.sqrt()
+    masses, curvature = tuning.inverse_mass_matrix, tuning.curvature
+    drift, kick = strides(tree.numbers[:, STEP], masses, curvature)
     start, momentum = unpack(tree.edge)
-    state, momentum = leapfrog(potential_fn, start, momentum, scale)
+    state, momentum = leapfrog(potential_fn, start, momentum, drift, kick)
     tree.edge.copy_(pack(state, momentum))
     error = record_(tree, state, momentum)
     turning = add_leaf_(tree, momentum, error, noise[:, 0])

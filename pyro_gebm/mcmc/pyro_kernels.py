@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.draws import Draws, Position
-from pyro_gebm.mcmc.kernel import Info, Tuning, evaluate
+from pyro_gebm.mcmc.kernel import Info, evaluate
 from pyro_gebm.mcmc.pyro_recorder import SITE, Leaf, Recorder
 from pyro_gebm.mcmc.random import seed_global
+from pyro_gebm.mcmc.tuning import Tuning
 
 PyroKernel: TypeAlias = type[MCMCKernel] | MCMCKernel
 """A kernel of ``pyro.infer.mcmc`` (NUTS, HMC, RandomWalkKernel, ...), the class or an object."""

@@ -12,10 +12,11 @@ from pyro_gebm.mcmc.draws import Buffers, Draws, Position
 from pyro_gebm.mcmc.free_jumps import moves_tried
 from pyro_gebm.mcmc.global_moves import GlobalMoves
 from pyro_gebm.mcmc.gradients import uncompiled
-from pyro_gebm.mcmc.kernel import Kernel, Tuning, evaluate
+from pyro_gebm.mcmc.kernel import Kernel, evaluate
 from pyro_gebm.mcmc.random import Streams
 from pyro_gebm.mcmc.reference import Reference
 from pyro_gebm.mcmc.transitions import Moves, Transitions, transitions
+from pyro_gebm.mcmc.tuning import Tuning
 from pyro_gebm.mcmc.warmup import Bar, Warmed, progress_bar, warm_up
 
 PHASE = 1

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.global_moves import propose
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, evaluate, shared_settings
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, evaluate, shared_settings
 from pyro_gebm.mcmc.random import Generator, shared_parity, uniform
 from pyro_gebm.mcmc.reference import Reference
+from pyro_gebm.mcmc.tuning import Tuning
 
 
 class Replicas(NamedTuple):
@@ -61,6 +62,11 @@ class ReplicaExchange(Kernel):
     def target_accept_prob(self) -> float:  # type: ignore[override]
         """That of the local kernel."""
         return self.local.target_accept_prob
+
+    @property
+    def least_growth(self) -> float:  # type: ignore[override]
+        """That of the local kernel."""
+        return self.local.least_growth
 
     def for_warmup(self) -> Kernel:
         """The same exchange around what the local kernel warms up with."""

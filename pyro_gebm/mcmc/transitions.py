@@ -10,12 +10,13 @@ from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.draws import Position
 from pyro_gebm.mcmc.free_jumps import FreeJumps
 from pyro_gebm.mcmc.global_moves import GlobalMoves, jump_all
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, take_rows
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, take_rows
 from pyro_gebm.mcmc.masked_nuts import Advancer
 from pyro_gebm.mcmc.nuts import NUTS, plant_, tree_noise
 from pyro_gebm.mcmc.random import Streams, normal, shared_uniform
 from pyro_gebm.mcmc.reference import Reference
 from pyro_gebm.mcmc.tree import new_trees, told
+from pyro_gebm.mcmc.tuning import Tuning
 
 
 class Moves(NamedTuple):

@@ -10,16 +10,19 @@ from pyro_gebm.mcmc.adaptation import (
     adapt,
     close_window,
     final_tuning,
+    restart_steps,
     start_adaptation,
     window_ends,
 )
 from pyro_gebm.mcmc.collect import Collector
 from pyro_gebm.mcmc.draws import Buffers, Position
+from pyro_gebm.mcmc.fitting import fit_to_curvature, num_trials
 from pyro_gebm.mcmc.free_jumps import moves_tried
 from pyro_gebm.mcmc.gradients import uncompiled
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, Tuning, join_rows, put_rows_, take_rows
+from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, join_rows, put_rows_, take_rows
 from pyro_gebm.mcmc.random import Streams
 from pyro_gebm.mcmc.transitions import Finished, Moves, check_moves, transitions
+from pyro_gebm.mcmc.tuning import Tuning
 
 PHASE = 0
 """Warm-up and draws have random streams of their own."""
@@ -117,7 +120,7 @@ def _adapted(
     none, made = no_steps(state.z), no_steps(state.z)
     spent = first = none + searched
     collector = None if kept is None else Collector(kept, position)
-    ends, sent, steps = set(window_ends(warmup_steps)), None, []
+    ends, sent, steps = window_ends(warmup_steps), None, []
     while adaptation.rounds < warmup_steps:
         event = stream.send(sent)
         # A batch that runs freely works all the time, whoever has finished.
@@ -136,6 +139,14 @@ def _adapted(
                 bar.update()
                 if adaptation.rounds in ends:
                     adaptation, tuning = close_window(kernel, adaptation, tuning)
+                    if adaptation.rounds in ends[-2:]:
+                        mean, is_last = float(spent.double().mean()), before + 1 == ends[-1]
+                        trials = num_trials(len(state.z) // kernel.num_levels, mean, is_last)
+                        tuning, cost = fit_to_curvature(
+                            kernel, moves.potential_fn, state, tuning, streams, trials
+                        )
+                        first, spent = first + cost, spent + cost
+                    adaptation = restart_steps(adaptation, tuning)
         if collector is not None:
             collector.take(event)
         sent = tuning

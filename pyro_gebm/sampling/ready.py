@@ -45,6 +45,7 @@ def take_chains(warmed: Warmed, chains: slice, levels: int) -> Warmed:
     tuning = tuning._replace(
         step_size=tuning.step_size[rows],
         inverse_mass_matrix=masses if masses.ndim == 1 else masses[rows],
+        curvature=None if tuning.curvature is None else tuning.curvature[rows],
     )
     state = take_rows(position.state, rows)
     position = Position(state, position.step[rows], position.transitions[rows])

@@ -108,6 +108,8 @@ def attributes_of(settings: Settings, ready: Ready, target: Target) -> dict[str,
     }
     if tuning.trajectory_length is not None:
         found["trajectory_length"] = float(tuning.trajectory_length)
+    if curvature := float(tuning.curvatures()[-chains:].mean()):
+        found["curvature"] = curvature
     return found | between_modes(ready)
 
 

@@ -37,6 +37,7 @@ def save_state(position: Position, ready: Ready) -> Arrays:
         "step_size": tuning.step_size,
         "inverse_mass_matrix": tuning.inverse_mass_matrix,
         "trajectory_length": tuning.trajectory_length,
+        "curvature": tuning.curvature,
     }
     found = {name: field.cpu().numpy() for name, field in fields.items() if field is not None}
     if ready.global_moves is not None:
@@ -125,7 +126,9 @@ def restore(state: Mapping[str, Tensor], device: torch.device | None, seed: int)
     """What ``save_state`` has saved, on a device."""
     moved = {name: field.to(device) for name, field in state.items()}
     length = moved.get("trajectory_length")
-    tuning = Tuning(moved["step_size"], moved["inverse_mass_matrix"], length)
+    tuning = Tuning(
+        moved["step_size"], moved["inverse_mass_matrix"], length, moved.get("curvature")
+    )
     kernel_state = KernelState(
         moved["z"], moved["potential_energy"], moved["z_grad"], moved.get("momentum")
     )
