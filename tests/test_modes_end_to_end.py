@@ -113,10 +113,12 @@ def test_defaults_find_every_mode(make):
 def test_tempering_finds_modes_far_from_the_base():
     made = far_from_the_base()
     idata = quiet_sample(
-        made.gebm, initial_params=made.start(64, mode=2), tempering="auto", num_samples=500
+        made.gebm, initial_params=made.start(64, mode=2), tempering="auto", num_samples=1500
     )
+    # Masses have Monte-Carlo errors of about 0.009, 0.008 and 0.006.
     found = made.summary(idata)
     assert found.total_variation <= 0.02 and found.missing == ()
+    assert (np.abs(found.occupancy - made.masses) < 4 * found.mcse).all()
 
 
 def test_without_help_a_chain_stays_in_its_mode():
