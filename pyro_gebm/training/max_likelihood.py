@@ -102,7 +102,7 @@ def fit_flow(
     Example:
         >>> from pyro_gebm.flows import NVP, flow_base
         >>> base, x = flow_base(NVP(2)), 3 + torch.randn(512, 2)
-        >>> infos = list(fit_flow(base, x.split(128), FlowConfig(steps=200, lr=0.05)))
+        >>> infos = list(fit_flow(base, x.split(128), FlowConfig(steps=200, lr=0.02)))
         >>> float(infos[-1].nll) < float(infos[0].nll) - 5
         True
     """
