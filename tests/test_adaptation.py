@@ -9,7 +9,6 @@ from pyro_gebm.mcmc.adaptation import (
     MAX_DOUBLINGS,
     close_window,
     find_step_size,
-    restart_steps,
     start_adaptation,
     window_ends,
 )
@@ -173,7 +172,6 @@ def test_new_masses_keep_the_step_in_the_narrowest_direction():
         gradients=update_moments(adaptation.gradients, state.z_grad),
     )
     adaptation, renewed = close_window(HMC(), adaptation, tuning)
-    adaptation = restart_steps(adaptation, renewed)
     assert (renewed.step_size / 0.5 - 1).abs().max() < 0.002
     assert adaptation.moments.num == adaptation.gradients.num == 0
     assert torch.equal(adaptation.dual.log_step, renewed.step_size.log())

@@ -182,7 +182,9 @@ def test_learned_length_is_near_the_optimum(case):
     # Whole steps make trajectories longer than h τ by half a step: compare what they cover.
     mean = stats_of(idata, "int_time").mean()
     assert 1 / 1.4 < mean / (0.6 * best) < 1.4
-    assert stats_of(idata, "acceptance_rate").mean() > 0.6
+    # What is fitted to a normal is never rejected.
+    accept = stats_of(idata, "acceptance_rate").mean()
+    assert 0.6 < accept < (1.01 if "curvature" in idata.attrs else 0.9)
 
 
 def test_it_starts_where_a_standard_normal_is_best():

@@ -354,7 +354,7 @@ def test_modes_that_chains_do_not_cross_between_are_found_out():
     summary = alone.kernels["HMC"].summary
     # Base samples are right and left in equal shares, and stay there.
     assert summary.occupancy_error.mean == pytest.approx(0.3, abs=4 * 0.5 / math.sqrt(200))
-    assert summary.mode_rhat > 1.5 and summary.switches_per_1000_gradients < 1
+    assert summary.mode_rhat > 1.5 and summary.switches_per_1000_gradients == 0
     assert "HMC has not converged (R-hat infinite: chains stay in" in pc.verdict(alone)
     moving = small(gebm, global_moves=pg.GlobalMoves(num_proposals=32, every=2), **settings)
     summary = moving.kernels["HMC"].summary

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import Flat
 from torch import nn
 
 import pyro_gebm as pg
@@ -33,11 +34,6 @@ def test_sets_span_all_chains_and_the_whole_run(gebm: pg.GEBM, draws: int) -> No
         assert set((seen % 1000).tolist()) == {0, 1, 2, 3}
         assert seen.max() // 1000 >= draws - 5 and seen.min() // 1000 <= 4
     assert len({float(value) for x in sets for value in x}) == 200, "no draw is in two sets"
-
-
-class Flat(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 0 * x.sum(-1)
 
 
 def test_a_run_goes_again_with_the_steps_it_was_fitted_to() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import gumbel, make_tuning, normal, rng
+from helpers import Flat, gumbel, make_tuning, normal, rng
 from pyro import distributions as dist
 
 import pyro_gebm as pg
@@ -292,8 +292,3 @@ def test_it_is_told_and_travels():
     rest = pg.sample(model, num_samples=3, resume=first, **settings | {"seed": None})
     joined = np.concatenate([first.posterior.z.values, rest.posterior.z.values], 1)
     assert np.array_equal(joined, whole.posterior.z.values)
-
-
-class Flat(torch.nn.Module):
-    def forward(self, x):
-        return 0 * x.sum(-1)

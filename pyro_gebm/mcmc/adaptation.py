@@ -11,7 +11,9 @@ from pyro_gebm.mcmc.averaging import (
     Moments,
     average_step,
     estimate_variance,
+    group_medians,
     no_moments,
+    spread_groups,
     start_dual_averaging,
     update_dual_averaging,
     update_moments,
@@ -95,24 +97,19 @@ def find_step_size(
     Returns:
         The step sizes, (C,), and the gradient evaluations spent.
     """
-    step = tuning.step_size.view(groups, -1).median(1).values
+    step = group_medians(tuning.step_size, groups)
     direction = torch.zeros_like(step)
     searching, spent = torch.ones_like(step, dtype=torch.bool), 0
     while spent < MAX_DOUBLINGS and bool(searching.any()):
         spent += 1
-        trial = tuning._replace(step_size=_spread(step, tuning.step_size))
+        trial = tuning._replace(step_size=spread_groups(step, tuning.step_size))
         momentum = normal(state.z, generator)
         accept = trajectory(potential_fn, state, trial, 1, momentum).info.accept_prob
-        wanted = torch.where(accept.view(groups, -1).median(1).values > target, 1.0, -1.0)
+        wanted = torch.where(group_medians(accept, groups) > target, 1.0, -1.0)
         searching &= direction != -wanted
         direction = torch.where(searching, wanted, direction)
         step = torch.where(searching, step * 2.0**direction, step)
-    return _spread(step, tuning.step_size), spent
-
-
-def _spread(by_group: Tensor, like: Tensor) -> Tensor:
-    """What a group has, for each of its chains: (G, ...) -> (C, ...), C the length of ``like``."""
-    return by_group.repeat_interleave(len(like) // len(by_group), 0)
+    return spread_groups(step, tuning.step_size), spent
 
 
 def start_adaptation(
@@ -242,7 +239,7 @@ def _mean_acceptance(
     accept, counted, _ = (field.view(groups, -1).sum(1) for field in adaptation.pending)
     known = (counted > 0) | ~adaptation.moved.view(groups, -1).any(1)
     like = adaptation.moved
-    return _spread(accept / counted.clamp(min=1), like), _spread(known, like)
+    return spread_groups(accept / counted.clamp(min=1), like), spread_groups(known, like)
 
 
 def _own_acceptance(
@@ -257,14 +254,14 @@ def _own_acceptance(
 def close_window(
     kernel: Kernel, adaptation: Adaptation, tuning: Tuning
 ) -> tuple[Adaptation, Tuning]:
-    """The mass matrix of the window that ends; ``restart_steps`` is to follow."""
+    """The mass matrix of the window that ends, and dual averaging started afresh."""
     moments = adaptation.moments
     old = tuning.inverse_mass_matrix
     if kernel.adapt_mass_matrix and moments.num:
         groups = len(moments.mean)
         before = old[None] if old.ndim == 1 else old[:: len(old) // groups]
         variance = estimate_variance(moments, adaptation.gradients, before)
-        variance = variance[0] if old.ndim == 1 else _spread(variance, old)
+        variance = variance[0] if old.ndim == 1 else spread_groups(variance, old)
         # Zero or not a number where all chains still stand at one start.
         variance = torch.where(variance.isfinite() & (variance > 0), variance, old)
         # The new scale changes what a step means: keep ε in units of the narrowest direction.
@@ -280,6 +277,7 @@ def close_window(
             adaptation = adaptation._replace(length=length)
             tuning = tuning._replace(trajectory_length=length.value())
     none = Moments(0, torch.zeros_like(moments.mean), torch.zeros_like(moments.squares))
+    adaptation = restart_steps(adaptation, tuning)
     return adaptation._replace(moments=none, gradients=none), tuning
 
 

@@ -32,6 +32,16 @@ class Moments(NamedTuple):
     """(G, D)."""
 
 
+def group_medians(values: Tensor, groups: int) -> Tensor:
+    """The median of each group of chains, (C,) -> (G,)."""
+    return values.view(groups, -1).median(1).values
+
+
+def spread_groups(by_group: Tensor, like: Tensor) -> Tensor:
+    """What a group has, for each of its chains: (G, ...) -> (C, ...), C the length of ``like``."""
+    return by_group.repeat_interleave(len(like) // len(by_group), 0)
+
+
 def start_dual_averaging(step_size: Tensor) -> DualAveraging:
     """Dual averaging started at ``step_size``."""
     log_step, zero = step_size.log(), torch.zeros_like(step_size)

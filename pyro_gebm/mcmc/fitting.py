@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
+from pyro_gebm.mcmc.averaging import group_medians, spread_groups
 from pyro_gebm.mcmc.gradients import uncompiled
 from pyro_gebm.mcmc.integrators import leapfrog
 from pyro_gebm.mcmc.kernel import Kernel, KernelState, acceptance, kinetic_energy, select
@@ -51,14 +52,28 @@ def fit_to_curvature(
     state: KernelState,
     tuning: Tuning,
     generator: Generator,
-    trials: int,
+    spent: Tensor,
+    is_last: bool,
 ) -> tuple[Tuning, int]:
     """The tuning with steps fitted to the curvature where chains are, if the kernel wants that.
+
+    Args:
+        kernel: what is tuned.
+        potential_fn: the target.
+        state: where chains are.
+        tuning: so far.
+        generator: of the trials.
+        spent: gradients of each chain so far, (C,).
+        is_last: of the last window of warm-up.
 
     Returns:
         It, and the gradient evaluations spent by each chain.
     """
-    if not trials or kernel.integrator != "fitted" or not kernel.adapt_step_size:
+    if kernel.integrator != "fitted" or not kernel.adapt_step_size:
+        return tuning, 0
+    chains = len(state.z) // kernel.num_levels
+    trials = num_trials(chains, float(spent.double().mean()), is_last)
+    if not trials:
         return tuning, 0
     own = kernel.level_potential(uncompiled(potential_fn))
     curvature = measure_curvature(own, state, tuning, trials, generator, kernel.num_levels)
@@ -109,7 +124,7 @@ def measure_curvature(
         groups: G, of chains that have a curvature each.
     """
     quarter = tuning.step_size.square() / 4
-    typical, errors, changes = _typical(quarter, groups), [], []
+    typical, errors, changes = group_medians(quarter, groups), [], []
     for _ in range(trials):
         momentum, noise = normal(state.z, generator), uniform(state.potential_energy, generator)
         end, error, change = _trial(potential_fn, state, tuning, momentum)
@@ -125,7 +140,7 @@ def measure_curvature(
     rest = (error - slope[:, None] * change).square().sum(1) / size
     # A slope of 1 and more is none of a curvature; nothing comes of what is not a number.
     ratio = 1 / (1 - slope.masked_fill(slope >= 1, torch.nan))
-    mean = _typical(tuning.curvatures(), groups) + (1 - ratio) / typical
+    mean = group_medians(tuning.curvatures(), groups) + (1 - ratio) / typical
     return Curvature(mean, rest / typical.square())
 
 
@@ -142,11 +157,6 @@ def _trial(
         errors.append(state.potential_energy + now - start)
         changes.append(now - kinetic)
     return state, torch.stack(errors, 1), torch.stack(changes, 1)
-
-
-def _typical(values: Tensor, groups: int) -> Tensor:
-    """The median of each group, (C,) -> (G,)."""
-    return values.view(groups, -1).median(1).values
 
 
 def fit_steps(curvature: Curvature, tuning: Tuning, least_growth: float) -> Tuning:
@@ -168,8 +178,9 @@ def fit_steps(curvature: Curvature, tuning: Tuning, least_growth: float) -> Tuni
     """
     mean, variance = curvature
     variance = torch.maximum(variance, LEAST_SPREAD * mean.square())
-    groups, chains = len(mean), len(tuning.step_size) // len(mean)
-    typical, before = _typical(tuning.step_size, groups), _typical(tuning.curvatures(), groups)
+    groups = len(mean)
+    typical = group_medians(tuning.step_size, groups)
+    before = group_medians(tuning.curvatures(), groups)
     whole = mean.square() + variance
     leapfrog_step = typical * (((before - mean).square() + variance) / whole) ** 0.25
     growth = (whole / variance) ** 0.25
@@ -182,6 +193,6 @@ def fit_steps(curvature: Curvature, tuning: Tuning, least_growth: float) -> Tuni
     ratio = torch.where(ratio.isfinite(), ratio, 1.0)
     fitted = torch.where(pays, mean, 0.0)
     return tuning._replace(
-        step_size=tuning.step_size * ratio.repeat_interleave(chains),
-        curvature=fitted.repeat_interleave(chains) if bool(pays.any()) else None,
+        step_size=tuning.step_size * spread_groups(ratio, tuning.step_size),
+        curvature=spread_groups(fitted, tuning.step_size) if bool(pays.any()) else None,
     )

@@ -16,7 +16,7 @@ from pyro_gebm.mcmc.adaptation import (
 )
 from pyro_gebm.mcmc.collect import Collector
 from pyro_gebm.mcmc.draws import Buffers, Position
-from pyro_gebm.mcmc.fitting import fit_to_curvature, num_trials
+from pyro_gebm.mcmc.fitting import fit_to_curvature
 from pyro_gebm.mcmc.free_jumps import moves_tried
 from pyro_gebm.mcmc.gradients import uncompiled
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, join_rows, put_rows_, take_rows
@@ -140,13 +140,12 @@ def _adapted(
                 if adaptation.rounds in ends:
                     adaptation, tuning = close_window(kernel, adaptation, tuning)
                     if adaptation.rounds in ends[-2:]:
-                        mean, is_last = float(spent.double().mean()), before + 1 == ends[-1]
-                        trials = num_trials(len(state.z) // kernel.num_levels, mean, is_last)
+                        is_last = adaptation.rounds == ends[-1]
                         tuning, cost = fit_to_curvature(
-                            kernel, moves.potential_fn, state, tuning, streams, trials
+                            kernel, moves.potential_fn, state, tuning, streams, spent, is_last
                         )
                         first, spent = first + cost, spent + cost
-                    adaptation = restart_steps(adaptation, tuning)
+                        adaptation = restart_steps(adaptation, tuning)
         if collector is not None:
             collector.take(event)
         sent = tuning
