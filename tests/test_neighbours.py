@@ -1,7 +1,6 @@
 """Nearest neighbours against brute force, with ties, duplicates and far origins."""
 
-import subprocess
-import sys
+import json
 
 import numpy as np
 import pytest
@@ -125,36 +124,22 @@ def test_progress_bar_only_when_asked(capsys):
     assert "10/10" in capsys.readouterr().err
 
 
-MEMORY = """
-import torch
-from pyro_gebm.metrics.neighbours import nearest_neighbours
-torch.set_num_threads(1)
-points, reference = torch.ones(1000, 32), torch.ones(25_500, 32)
-nearest_neighbours(points[:9], reference[:99], 3)  # what a first call loads
-def memory(name):  # ru_maxrss would begin at that of the parent process
-    lines = open("/proc/self/status").read().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(name)))
-def grown():
-    nearest_neighbours(points, reference, 10, point_chunk=500, reference_chunk=8500)
-    return memory("VmHWM") - before
-before = memory("VmRSS")
-points.normal_(), reference.normal_()
-distinct = grown()
-points.fill_(1), reference.fill_(1)
-print(distinct, grown())
-"""
+def most_allocated(path, points, reference):
+    """Bytes of tensors held at once; the peak of the process would have the allocator's, too."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        nearest_neighbours(points, reference, 10, point_chunk=500, reference_chunk=8500)
+    profile.export_chrome_trace(str(path))
+    events = [e for e in json.loads(path.read_text())["traceEvents"] if e["name"] == "[memory]"]
+    first, *held = [e["args"] for e in sorted(events, key=lambda event: event["ts"])]
+    return max(e["Total Allocated"] for e in held) - first["Total Allocated"] + first["Bytes"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")
-def test_memory_is_that_of_the_chunks():
+@pytest.mark.parametrize("fill", [torch.randn, torch.ones], ids=["distinct", "tied"])
+def test_memory_is_that_of_the_chunks(fill, tmp_path):
     # In one piece the product alone would take 204 MB.
-    command = [sys.executable, "-c", MEMORY]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    promised = 8 * (500 * 8500 + (3 * 500 + 3 * 8500) * 32 + 6 * 500 * 18)
-    distinct, equal = map(int, done.stdout.split())
-    assert 0.8 * 8 * 500 * 8500 < distinct < 1.5 * promised, "the allocator keeps some"
-    assert equal < 2.2 * promised, "where all is tied"
+    held = most_allocated(tmp_path / "trace.json", fill(1000, 32), fill(25_500, 32))
+    assert 8 * 500 * 8500 < held <= 8 * (500 * 8500 + (3 * 500 + 3 * 8500) * 32 + 6 * 500 * 18)
 
 
 # --- refusals ------------------------------------------
