@@ -8,7 +8,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import quiet_sample, small_gebm
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -74,67 +73,6 @@ def test_values_gradients_and_trees_are_those_that_are_not_compiled():
     torch.testing.assert_close(trees.z, by_rows.z, rtol=1e-6, atol=1e-6)
     assert torch.equal(trees.info.num_steps, by_rows.info.num_steps)
     assert by_rows.info.num_steps.max() > 4
-
-
-@torch.no_grad()
-def test_a_network_adds_biases_last_takes_sigmoids_once_and_multiplies_outer_products():
-    layers = nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 1)
-    net = nn.Sequential(*layers)
-    potential_fn = CompiledPotential(lambda z: net(z)[:, 0])
-    graph = _compiler._written_down(potential_fn._traceable.value_and_grad, [torch.randn(5, 4)])
-    called = [node.target for node in graph.graph.nodes]
-    assert torch.ops.aten.addmm.default not in called
-    assert called.count(torch.ops.aten.sigmoid.default) == 2
-    assert called.count(torch.ops.aten.sub.Tensor) == 3
-    # Three on the way there and two on the way back: the first of these is over one term.
-    assert called.count(torch.ops.aten.mm.default) == 5
-
-
-def changed_within(z):
-    h = z @ torch.eye(4).to(z)
-    first = h.sigmoid()
-    h[:, :2] += 1
-    return (first * h.sigmoid()).sum(-1)
-
-
-def changed_beside(z):
-    h = z * 2
-    first = h.sigmoid().detach()
-    first *= 3
-    return (first * h.sigmoid()).sum(-1)
-
-
-def seen_through_a_view(z):
-    whole = (z * 2).clone()
-    part = whole[:, :2]
-    first = part.sigmoid()
-    whole += 1
-    return (first * part.sigmoid()).sum(-1)
-
-
-ADDED = [torch.tensor([1, 2, 3], dtype=torch.uint8), torch.tensor([True, False, True])]
-
-
-@pytest.mark.parametrize(
-    "potential_fn",
-    [
-        changed_within,
-        changed_beside,
-        seen_through_a_view,
-        *(lambda z, more=more: (z[:, :3] @ torch.ones(3, 3) + more).sum(-1) for more in ADDED),
-        lambda z: torch.add(z @ torch.ones(4, 3), torch.arange(3.0), alpha=2).sum(-1),
-        lambda z: F.silu(z[:, :1] @ torch.arange(3.0)[None]).sum(-1),
-        lambda z: (torch.arange(3.0) - z @ torch.ones(4, 3)).square().sum(-1),
-        lambda z: F.silu((z @ torch.ones(4, 3)).add(torch.arange(3.0)), inplace=True).sum(-1),
-    ],
-)
-@torch.no_grad()
-def test_what_is_written_down_is_what_was_asked_for(potential_fn):
-    z = torch.randn(5, 4)
-    traceable = CompiledPotential(potential_fn)._traceable
-    graph = _compiler._written_down(traceable.value_and_grad, [z])
-    for made, plain in zip(graph(z), value_and_grad(potential_fn, z), strict=True):
-        torch.testing.assert_close(made, plain)
 
 
 @pytest.mark.parametrize("kernel", ["NUTS", "HMC"])

@@ -1,7 +1,7 @@
 """Many problems of one Pyro model as one target: each row of a batch sees its own data."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc import Info, Kernel, KernelState, Reference, Tuning
-from pyro_gebm.mcmc.kernel import shared_settings
+from pyro_gebm.mcmc.kernel import Around, shared_settings
 from pyro_gebm.mcmc.random import Generator
 from pyro_gebm.sampling.pyro_density import PyroDensity
 from pyro_gebm.sampling.pyro_model import pyro_target
@@ -168,7 +168,7 @@ def given_starts(
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ByProblem(Kernel):
+class ByProblem(Around):
     """A kernel whose warm-up tunes step size and masses for each problem from its own chains.
 
     Args:
@@ -176,7 +176,6 @@ class ByProblem(Kernel):
         num_problems: P; the chains of a problem are side by side within a level.
     """
 
-    local: Kernel
     num_problems: int
 
     @property
@@ -189,23 +188,9 @@ class ByProblem(Kernel):
         """P, or K P with K levels: what adaptation takes for groups of chains."""
         return self.num_problems * self.local.num_levels
 
-    @property
-    def target_accept_prob(self) -> float:  # type: ignore[override]
-        """That of the local kernel."""
-        return self.local.target_accept_prob
-
-    @property
-    def least_growth(self) -> float:  # type: ignore[override]
-        """That of the local kernel."""
-        return self.local.least_growth
-
     def init(self, potential_fn: PotentialFn, z: Tensor) -> KernelState:
         """That of the local kernel."""
         return self.local.init(potential_fn, z)
-
-    def for_warmup(self) -> Kernel:
-        """The same around what the local kernel warms up with."""
-        return replace(self, local=self.local.for_warmup())
 
     def level_potential(self, potential_fn: PotentialFn) -> PotentialFn:
         """That of the local kernel."""

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from pyro_gebm._checks import check_choice
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.global_moves import propose
 from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, acceptance, select
@@ -32,6 +33,10 @@ class IMH(Kernel):
     adapt_step_size: bool = False
     adapt_mass_matrix: bool = False
     reference: Reference | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("integrator", self.integrator, ("leapfrog",))  # it has none to fit
 
     def bind(self, reference: Reference | None) -> Kernel:
         """The same kernel, proposing from ``reference`` unless it has one already."""

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -140,6 +140,35 @@ class Kernel(ABC):
         generator: Generator,
     ) -> tuple[KernelState, Info]:
         """One transition of every chain; leaves exp(-potential_fn) invariant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Around(Kernel):
+    """A kernel around another one, which is tuned as that is.
+
+    Args:
+        local: the kernel within.
+    """
+
+    local: Kernel
+
+    @property
+    def target_accept_prob(self) -> float:  # type: ignore[override]
+        """That of the local kernel."""
+        return self.local.target_accept_prob
+
+    @property
+    def least_growth(self) -> float:  # type: ignore[override]
+        """That of the local kernel."""
+        return self.local.least_growth
+
+    def for_warmup(self) -> Kernel:
+        """The same around what the local kernel warms up with."""
+        return replace(self, local=self.local.for_warmup())
+
+    def first_length(self, step_size: Tensor) -> Tensor | None:
+        """That of the local kernel."""
+        return self.local.first_length(step_size)
 
 
 def shared_settings(kernel: Kernel) -> dict[str, Any]:

@@ -109,22 +109,24 @@ Generator: TypeAlias = torch.Generator | Streams
 
 def normal(like: Tensor, generator: Generator) -> Tensor:
     """Standard normals of the shape (C, ...), dtype and device of ``like``."""
-    return _draw(torch.randn, like, generator)
+    return _filled(Tensor.normal_, like, generator)
 
 
 def uniform(like: Tensor, generator: Generator) -> Tensor:
     """U(0, 1) noise of the shape (C, ...), dtype and device of ``like``."""
-    return _draw(torch.rand, like, generator)
+    return _filled(Tensor.uniform_, like, generator)
 
 
-def _draw(function: Callable[..., Tensor], like: Tensor, generator: Generator) -> Tensor:
+def _filled(fill_: Callable[..., Tensor], like: Tensor, generator: Generator) -> Tensor:
+    noise = like.new_empty(like.shape)
     if isinstance(generator, torch.Generator):
-        return function(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+        return fill_(noise, generator=generator)
     if len(generator.blocks) == 1:
-        return _draw(function, like, generator.blocks[0])
+        return fill_(noise, generator=generator.blocks[0])
     # Fewer rows than streams were made for take fewer of the blocks.
-    parts = zip(torch.split(like, generator.size), generator.blocks, strict=False)
-    return torch.cat([_draw(function, part, block) for part, block in parts])
+    for part, block in zip(torch.split(noise, generator.size), generator.blocks, strict=False):
+        fill_(part, generator=block)
+    return noise
 
 
 def shared_uniform(generator: Generator) -> float:

@@ -1,6 +1,6 @@
 """Replica exchange between the reference and the target, around any local kernel."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.global_moves import propose
-from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState, evaluate, shared_settings
+from pyro_gebm.mcmc.kernel import Around, Info, Kernel, KernelState, evaluate, shared_settings
 from pyro_gebm.mcmc.random import Generator, shared_parity, uniform
 from pyro_gebm.mcmc.reference import Reference
 from pyro_gebm.mcmc.tuning import Tuning
@@ -27,7 +27,7 @@ class Replicas(NamedTuple):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ReplicaExchange(Kernel):
+class ReplicaExchange(Around):
     """Parallel tempering (Geyer 1991; Syed et al. 2022) along U_λ = U_0 + λ (U - U_0).
 
     A batch holds a replica of every chain at each λ of the ladder, coldest (λ = 1) last. A step
@@ -44,7 +44,6 @@ class ReplicaExchange(Kernel):
         reference: the law at λ = 0.
     """
 
-    local: Kernel
     ladder: tuple[float, ...]
     reference: Reference
 
@@ -57,24 +56,6 @@ class ReplicaExchange(Kernel):
     def num_levels(self) -> int:
         """K."""
         return len(self.ladder)
-
-    @property
-    def target_accept_prob(self) -> float:  # type: ignore[override]
-        """That of the local kernel."""
-        return self.local.target_accept_prob
-
-    @property
-    def least_growth(self) -> float:  # type: ignore[override]
-        """That of the local kernel."""
-        return self.local.least_growth
-
-    def for_warmup(self) -> Kernel:
-        """The same exchange around what the local kernel warms up with."""
-        return replace(self, local=self.local.for_warmup())
-
-    def first_length(self, step_size: Tensor) -> Tensor | None:
-        """That of the local kernel."""
-        return self.local.first_length(step_size)
 
     def level_potential(self, potential_fn: PotentialFn) -> PotentialFn:
         """U_λ of every replica of the batch."""
