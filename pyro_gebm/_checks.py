@@ -28,6 +28,13 @@ def check_count(name: str, value: int, minimum: int = 1) -> int:
     return value
 
 
+def check_seed(seed: int) -> int:
+    """Return ``seed`` as Python's int if torch can take it, else raise ``ValueError``."""
+    if check_count("seed", seed, minimum=0) >= 2**63:
+        raise ValueError(f"seed: expected a whole number below 2**63; got {seed}")
+    return int(seed)
+
+
 def check_in_range(
     name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False
 ) -> float:

@@ -1,5 +1,6 @@
 """What a run is told of its problems: each is seen, and a good run is silent."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -286,6 +287,33 @@ def test_of_many_chains_few_components_are_judged_and_the_worst_among_them(ill):
     worst, least = inference_data.worst_rhat(idata), inference_data.least_ess(idata)
     assert f"largest R-hat {worst:.3f} of z[23]" in told
     assert f"smallest bulk ESS {least:.0f} of z[23]" in told or ill == "wide"
+
+
+def test_heavy_tails_hide_nothing():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(4, 1000, 50))
+    z[..., 17] = rng.standard_cauchy((4, 1000)) + np.array([0, 0.6, -0.6, 0])[:, None]
+    (told,) = inference_data.problems(inference_data.build({"z": z}, {}, {}))
+    assert "of z[17] (wanted <= 1.01)" in told and "of z[17] (wanted >= 400)" in told
+
+
+def test_components_of_matrices_are_judged():
+    z = np.random.default_rng(0).normal(size=(4, 500, 3, 4))
+    z[::2, :, 1, 2] += 1
+    idata = inference_data.build({"w, x": z}, {}, {"latent_sites": "w, x"})
+    assert inference_data.latent_names(idata) == ["w, x"]
+    (told,) = inference_data.problems(idata)
+    assert "of w, x[1, 2] (wanted <= 1.01)" in told
+
+
+def test_an_rhat_above_the_limit_is_not_shown_as_the_limit(monkeypatch):
+    z = np.random.default_rng(0).normal(size=(4, 1000, 2))
+    idata = inference_data.build({"z": z}, {}, {})
+    # The function hides its module.
+    problems_module = sys.modules["pyro_gebm.inference_data.problems"]
+    for worst, shown in ((1.0101, "R-hat just above 1.01 of"), (1.0109, "R-hat 1.011 of")):
+        monkeypatch.setattr(problems_module, "worst_component", lambda _, w=worst: (w, "z[0]"))
+        assert shown in inference_data.problems(idata)[0]
 
 
 def test_suspects_hold_the_worst_component():

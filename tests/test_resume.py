@@ -188,6 +188,58 @@ def test_after_ctrl_c_with_jumps(fail_after):
     assert_continues([part, rest], whole)
 
 
+OWN = pg.Kinetic(scheme="ABOBA", friction=5.0), pg.NUTS(max_tree_depth=1), pg.HMC(jitter=0.1)
+
+
+@pytest.mark.parametrize("kernel", OWN, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("named", [False, True])
+def test_the_kernels_settings_are_taken_from_there(kernel, named, tmp_path):
+    gebm = small_gebm()
+    whole, first = (quiet_sample(gebm, num_samples=n, kernel=kernel, **SMALL) for n in (8, 5))
+    inference_data.save(first, tmp_path / "run.nc")
+    again = {"kernel": kernel.name} if named else {}
+    settings = {"num_samples": 3, "resume": inference_data.load(tmp_path / "run.nc"), **again}
+    assert_continues([first, quiet_sample(gebm, **settings)], whole)
+
+
+def test_where_no_settings_are_known_none_are_compared():
+    first = quiet_sample(small_gebm(), kernel=pg.HMC(jitter=0.1), num_samples=4, **SMALL)
+    del first.attrs["kernel_settings"]  # as of earlier versions
+    assert draws_of(quiet_sample(small_gebm(), resume=first, num_samples=4)).shape[1] == 4
+
+
+LADDER = (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("was", "change", "told"),
+    [
+        ({}, {"kernel": pg.HMC(jitter=0.1)}, r"kernel: expected jitter=0\.5 .* got 0\.1; leave"),
+        ({"thinning": 2}, {"thinning": 1}, "thinning: expected 2 as in the run"),
+        ({"tempering": LADDER}, {"tempering": (0, 0.2, 1)}, r"tempering: .*\(0\.0, 0\.5, 1\.0\)"),
+        ({"tempering": LADDER}, {"tempering": 4}, "as in that run; got 4"),
+        ({}, {"tempering": LADDER}, "tempering: expected None to resume"),
+        ({"global_moves": JUMPS}, {"global_moves": None}, "global_moves: .* got None; start a new"),
+        ({}, {"global_moves": JUMPS}, "global_moves: expected None as in that run"),
+    ],
+)
+def test_settings_that_contradict_are_refused(was, change, told):
+    settings = {"kernel": "HMC", "num_samples": 4, "global_moves": None, **SMALL, **was}
+    first = quiet_sample(small_gebm(), **settings)
+    with pytest.raises(ValueError, match=told):
+        quiet_sample(small_gebm(), resume=first, **settings | change)
+
+
+@pytest.mark.parametrize("tempering", [None, "auto", 3, LADDER])
+def test_the_same_ladder_by_any_name_is_resumed(tempering):
+    settings = {"kernel": "HMC", **SMALL}
+    whole, first = (
+        quiet_sample(small_gebm(), num_samples=n, tempering=LADDER, **settings) for n in (8, 5)
+    )
+    more = {"num_samples": 3, "resume": first, "tempering": tempering}
+    assert_continues([first, quiet_sample(small_gebm(), **more, **settings)], whole)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -52,8 +52,8 @@ def assert_same(one, other):
         for name in ours[group].variables:
             a, b = ours[group][name], theirs[group][name]
             assert a.dtype == b.dtype and a.dims == b.dims, (group, name)
-            # Draws are pushed forward by as many rows as come; with some processors a product's last
-            # digit hangs on that.
+            # Draws are pushed forward by as many rows as come: with some processors a product's
+            # last digit hangs on that.
             if name == "x":
                 np.testing.assert_allclose(a.values, b.values, rtol=0, atol=1e-6)
             else:

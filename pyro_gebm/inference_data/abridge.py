@@ -13,8 +13,14 @@ from pyro_gebm.inference_data.diagnostics import label, suspects
 MOST_READ = 4_000_000
 """Numbers of the latent variables; the checks take some twenty bytes for each."""
 
-CHECKED = ("accept_prob", "diverging", "reached_max_treedepth", "tree_depth", "hamiltonian")
+CHECKED = (
+    *("accept_prob", "diverging", "reached_max_treedepth", "tree_depth", "hamiltonian"),
+    *("energy_error", "max_energy_error", "num_steps"),
+)
 """Statistics that ``problems`` looks at."""
+
+NAMED = "kernel_settings", "thinning"
+"""Attributes that it looks at."""
 
 
 def stride(idata: InferenceData, most: int = MOST_READ) -> int:
@@ -54,7 +60,8 @@ def abridged(idata: InferenceData, most: int = MOST_READ) -> InferenceData:
     stats = {ours: every(idata, name, step, "sample_stats") for ours, name in told.items()}
     if "hamiltonian" in stats:
         stats["hamiltonian"] = np.asarray(idata["sample_stats"]["energy"][:, -count:].values)
-    return build(latents, stats, {})
+    about = {name: idata.attrs[name] for name in NAMED if name in idata.attrs}
+    return build(latents, stats, about)
 
 
 def _components(

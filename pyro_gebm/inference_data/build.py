@@ -114,8 +114,11 @@ def latent_names(idata: InferenceData) -> list[str]:
         ['z']
     """
     every = names(idata, "posterior")
-    listed = str(idata.attrs.get("latent_sites", ",".join(every))).split(",")
-    return [name for name in every if name in listed]
+    if "latent_sites" not in idata.attrs:
+        return every
+    listed = f",{idata.attrs['latent_sites']},"
+    # Not split: a name may hold a comma itself.
+    return [name for name in every if f",{name}," in listed]
 
 
 def sampling_state(idata: InferenceData) -> dict[str, NDArray[Any]]:

@@ -1,5 +1,6 @@
 """What is wrong with a run, in words."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,12 @@ from noise: then ranks of about so many numbers are taken, but of three componen
 
 
 def problems(idata: InferenceData) -> list[str]:
-    """What R-hat, ESS, stuck chains, divergences, tree depths and BFMI say against a run.
+    """What R-hat, ESS, stuck chains, divergences, lengths, depths and BFMI say against a run.
 
     R-hat, ESS and stuck chains are about all variables in ``attrs["latent_sites"]`` (names
     joined by commas), or all of the posterior where it does not say. R-hat needs four draws,
-    for it splits chains; what the run has no statistics for is not looked at.
+    for it splits chains, and eight of one chain; what the run has no statistics for is not
+    looked at.
 
     Returns:
         One sentence per problem, with what to do; none for a good run.
@@ -46,17 +48,31 @@ def problems(idata: InferenceData) -> list[str]:
         '1 of 4 chains never moved (chains 2): the'
     """
     stats = set(names(idata, "sample_stats"))
-    draws = values(idata, latent_names(idata)[0]).shape[1]
-    found = _motion_problems(idata, stats) if draws > 1 else []
-    if draws >= 4:
-        found.append(_rhat_problem(idata))
+    chains, draws = values(idata, latent_names(idata)[0]).shape[:2]
+    found = [_storage_problem(idata)]
+    if not any(found):  # of what is not there nothing can be told
+        found += _motion_problems(idata, stats) if draws > 1 else []
+        # A single chain is cut into two.
+        found.append(_rhat_problem(idata) if draws >= (8 if chains == 1 else 4) else "")
     if "diverging" in stats:
-        found.append(_divergence_problem(idata))
+        found.append(_divergence_problem(idata, stats))
     if "reached_max_treedepth" in stats:
         found.append(_treedepth_problem(idata))
+    if "n_steps" in stats:
+        found.append(_length_problem(idata))
     if {"energy", "tree_depth"} <= stats and draws >= 4:
         found.append(_bfmi_problem(idata))
     return [problem for problem in found if problem]
+
+
+def _storage_problem(idata: InferenceData) -> str:
+    lost = [name for name in latent_names(idata) if not np.isfinite(values(idata, name)).all()]
+    if not lost:
+        return ""
+    return (
+        f"draws of {', '.join(lost)} were stored as inf, since chains went beyond what "
+        'storage_dtype holds (65,504 for "float16"); take "float32"'
+    )
 
 
 def _motion_problems(idata: InferenceData, stats: set[str]) -> list[str]:
@@ -106,20 +122,44 @@ def _rhat_problem(idata: InferenceData) -> str:
     least, there = scarcest_component(some)
     if worst <= RHAT_LIMIT and least >= 400:
         return ""
+    shown = f"{worst:.3f}"
+    if worst > RHAT_LIMIT >= float(shown):
+        shown = f"just above {RHAT_LIMIT}"
     return (
-        f"not converged yet: largest R-hat {worst:.3f} of {where} (wanted <= {RHAT_LIMIT}), "
+        f"not converged yet: largest R-hat {shown} of {where} (wanted <= {RHAT_LIMIT}), "
         f"smallest bulk ESS {least:.0f} of {there} (wanted >= 400); take more draws, a longer "
         "warm-up or more chains"
     )
 
 
-def _divergence_problem(idata: InferenceData) -> str:
-    share = float(values(idata, "diverging", "sample_stats").mean())
+def _divergence_problem(idata: InferenceData, stats: set[str]) -> str:
+    diverging = values(idata, "diverging", "sample_stats").astype(bool)
+    share = float(diverging.mean())
     if share == 0:
         return ""
+    told = f"{share:.2%} of the transitions diverged"
+    error = next((name for name in ("max_energy_error", "energy_error") if name in stats), "")
+    if error and np.isinf(values(idata, error, "sample_stats")[diverging]).mean() > 0.5:
+        return (
+            f"{told}, most of them to where the potential is not finite: walls do that, with which "
+            "NUTS and MALA cope best; elsewhere raise target_accept_prob"
+        )
+    return f"{told}: the draws may avoid narrow regions; raise target_accept_prob"
+
+
+def _length_problem(idata: InferenceData) -> str:
+    settings = json.loads(idata.attrs.get("kernel_settings", "{}"))
+    longest = settings.get("max_num_steps")
+    if longest is None:
+        return ""
+    steps = values(idata, "n_steps", "sample_stats")
+    share = float((steps >= longest * idata.attrs.get("thinning", 1)).mean())
+    if share < 0.01:
+        return ""
     return (
-        f"{share:.2%} of the transitions diverged: the draws may avoid narrow regions; raise "
-        "target_accept_prob"
+        f"{share:.1%} of the trajectories were cut at max_num_steps = {longest}, since steps are "
+        "small: look for walls in the potential, with which NUTS and MALA cope best, or for NaN; "
+        "elsewhere raise it, or warm up for longer"
     )
 
 

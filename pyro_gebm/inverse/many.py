@@ -24,7 +24,8 @@ from pyro_gebm.sampling.build import random_state
 from pyro_gebm.sampling.ladder import TemperingChoice, check_tempering
 from pyro_gebm.sampling.ready import Ready
 from pyro_gebm.sampling.result import between_modes
-from pyro_gebm.sampling.resume import save_state
+from pyro_gebm.sampling.resume import resumed_choices, save_state
+from pyro_gebm.sampling.settings import kernel_settings
 
 KERNELS: dict[str, type[Kernel]] = {"hmc": HMC, "nuts": NUTS, "mala": MALA}
 DEFAULT_KERNEL, DEFAULT_CHAINS = "HMC", 4
@@ -79,7 +80,7 @@ def sample_many(
         progress: show a progress bar on standard error.
         resume: go on where this earlier result ended, with its tuning and noise, in place of
             starts and warm-up: the draws are those that the earlier run would have made next.
-            Model, observations and settings must be the same; the kernel's name, ``num_chains``,
+            Model, observations and settings must be the same; the kernel, ``num_chains``,
             tempering and global moves are taken from there if they are left out.
 
     Returns:
@@ -108,7 +109,8 @@ def sample_many(
     """
     started = time.perf_counter()
     if resume is not None:
-        kernel, num_chains = _resumed_choices(resume, kernel, num_chains)
+        choices = kernel, num_chains, DEFAULT_KERNEL, DEFAULT_CHAINS
+        kernel, num_chains = resumed_choices(resume, *choices)  # type: ignore[assignment]
         if initial_params is not None:
             raise ValueError(
                 "initial_params: expected None with resume, which knows where chains are"
@@ -172,6 +174,7 @@ def _about(plan: Plan, ready: Ready, draws: Draws) -> dict[str, Any]:
     """Attributes, under the names that ``sample`` gives them."""
     about: dict[str, Any] = {
         "kernel": plan.kernel.name,
+        "kernel_settings": kernel_settings(plan.kernel),
         "seed": ready.seed,
         "thinning": plan.thinning,
         "num_chains": plan.num_chains,
@@ -180,18 +183,6 @@ def _about(plan: Plan, ready: Ready, draws: Draws) -> dict[str, Any]:
         "interrupted": int(draws.interrupted),
     }
     return about | between_modes(ready)
-
-
-def _resumed_choices(
-    resume: InferenceData, kernel: str | Kernel, num_chains: int
-) -> tuple[str | Kernel, int]:
-    """Kernel and number of chains: those of the run that is resumed where defaults were left."""
-    attributes = getattr(resume, "attrs", {})
-    if kernel == DEFAULT_KERNEL and str(attributes.get("kernel")).lower() in KERNELS:
-        kernel = str(attributes["kernel"])
-    if num_chains == DEFAULT_CHAINS:
-        num_chains = int(attributes.get("num_chains", num_chains))
-    return kernel, num_chains
 
 
 def _check_tempering(
@@ -205,7 +196,7 @@ def _check_tempering(
     return check_tempering(tempering)
 
 
-def _check_kernel(kernel: str | Kernel, global_moves: GlobalMoves | None) -> Kernel:
+def _check_kernel(kernel: Any, global_moves: GlobalMoves | None) -> Kernel:
     local = kernel
     if isinstance(kernel, str):
         local = KERNELS[check_choice("kernel", kernel.lower(), KERNELS)]()

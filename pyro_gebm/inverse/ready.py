@@ -15,7 +15,12 @@ from pyro_gebm.mcmc.tempering import temper
 from pyro_gebm.mcmc.transitions import transitions
 from pyro_gebm.sampling.ladder import MAX_LEVELS, TemperingChoice, place
 from pyro_gebm.sampling.ready import Ready
-from pyro_gebm.sampling.resume import read_state, restore
+from pyro_gebm.sampling.resume import (
+    check_same_crossing,
+    check_same_draws,
+    read_state,
+    restore,
+)
 
 PILOT_CHAINS, PILOT_WARMUP, PILOT_STEPS, PILOT_ROUNDS = 4, 30, 40, 3
 FIRST_LEVELS = 10
@@ -132,10 +137,8 @@ def resumed(plan: Plan, resume: Any, seed: int | None, device: torch.device) -> 
     ready = restore(state, device, int(about["seed"]))
     if seed not in (None, ready.seed):
         raise ValueError(f"seed: expected None or {ready.seed}, that of the run that is resumed")
-    if plan.tempering is not None and ready.ladder is None:
-        raise ValueError("tempering: expected None to resume a run without; start a new one")
-    if plan.global_moves is not None and plan.global_moves != ready.global_moves:
-        raise ValueError(f"global_moves: expected {ready.global_moves} as in that run")
+    check_same_crossing(plan.tempering, plan.global_moves, ready)
+    check_same_draws(resume, plan.kernel, plan.thinning)
     _check_potential(plan.problems, ready, plan.num_chains)
     return ready
 

@@ -212,6 +212,12 @@ def _differentiate(potential_fn: PotentialFn, z: Tensor) -> tuple[Tensor, Tensor
     with torch.enable_grad():
         position = z.detach().requires_grad_(True)
         energy = potential_fn(position)
+        if not isinstance(energy, Tensor) or energy.dtype is not position.dtype:
+            raise ValueError(
+                f"model: expected a potential of {position.dtype}, as its positions; got "
+                f"{getattr(energy, 'dtype', type(energy).__name__)}; convert it there, or start "
+                "from positions of that type"
+            )
         if not energy.requires_grad:
             return energy, torch.zeros_like(position)
         # Of the sum over chains, without summing: two operations less.

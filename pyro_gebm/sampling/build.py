@@ -1,12 +1,13 @@
 """Building the target of what the user gave, and the random streams of a run."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_gebm._checks import check_seed
 from pyro_gebm._types import PotentialFn
 from pyro_gebm.mcmc.gradients import CapturedPotential, CompiledPotential
 from pyro_gebm.mcmc.kernel import evaluate
@@ -113,9 +114,14 @@ def _chunked(inner: PotentialFn, size: int) -> PotentialFn:
 def random_state(seed: int | None, device: torch.device) -> Iterator[int]:
     """The seed used; the global generators are seeded within and restored after.
 
-    Pyro's kernels and the latent prior draw from the global generator.
+    Pyro's kernels and the latent prior draw from the global generator. Within, gradients can be
+    computed, also where the caller is in ``torch.inference_mode``, which would make them zero.
+
+    Raises:
+        ValueError: the seed is none that torch can take.
     """
-    used = int(torch.randint(2**31, ())) if seed is None else seed
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    used = int(torch.randint(2**31, ())) if seed is None else check_seed(seed)
+    outside = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), outside:
         seed_global(used, device)
         yield used

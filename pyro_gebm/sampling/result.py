@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pyro_gebm import inference_data
 from pyro_gebm.inference_data import Attribute, InferenceData
-from pyro_gebm.mcmc import Info
+from pyro_gebm.mcmc import Info, Kernel
 from pyro_gebm.sampling.engine import Run
 from pyro_gebm.sampling.ready import Ready
-from pyro_gebm.sampling.settings import Settings, kernel_name
+from pyro_gebm.sampling.settings import Settings, kernel_name, kernel_settings
 from pyro_gebm.sampling.target import Target
 
 Arrays = dict[str, NDArray[Any]]
@@ -106,6 +106,8 @@ def attributes_of(settings: Settings, ready: Ready, target: Target) -> dict[str,
         "warmup_gradient_evaluations": float(warmed.spent.double().mean()),
         "latent_sites": ",".join(_sites(target, state.z[:1])),
     }
+    if isinstance(settings.kernel, Kernel):
+        found["kernel_settings"] = kernel_settings(settings.kernel)
     if tuning.trajectory_length is not None:
         found["trajectory_length"] = float(tuning.trajectory_length)
     if curvature := float(tuning.curvatures()[-chains:].mean()):

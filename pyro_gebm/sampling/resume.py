@@ -1,5 +1,6 @@
 """The state of a run, as it travels in an InferenceData, and back."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,9 @@ from pyro_gebm.mcmc import (
     Tuning,
     Warmed,
 )
+from pyro_gebm.sampling.ladder import TemperingChoice
 from pyro_gebm.sampling.ready import Ready
-from pyro_gebm.sampling.settings import Settings, kernel_name
+from pyro_gebm.sampling.settings import Settings, kernel_name, kernel_settings
 from pyro_gebm.sampling.target import Target
 
 Arrays = dict[str, NDArray[Any]]
@@ -69,6 +71,8 @@ def load_state(resume: Any, target: Target, settings: Settings) -> Ready:
             "where its chains stand"
         )
     _check_resumed(settings, resumed)
+    assert isinstance(settings.kernel, Kernel)
+    check_same_draws(resume, settings.kernel, settings.thinning)
     return resumed
 
 
@@ -97,29 +101,70 @@ def same_potential(state: KernelState, target: Target, num_chains: int) -> bool:
 
 
 def resumed_choices(
-    resume: Any, kernel: str | Kernel | PyroKernel, num_chains: int
+    resume: Any,
+    kernel: str | Kernel | PyroKernel,
+    num_chains: int,
+    default_kernel: str = "auto",
+    default_chains: int = DEFAULT_CHAINS,
 ) -> tuple[str | Kernel | PyroKernel, int]:
     """Kernel and number of chains: those of the run that is resumed where defaults were left."""
     attributes = getattr(resume, "attrs", {})
-    name, chains = attributes.get("kernel"), attributes.get("num_chains")
-    if kernel == "auto" and name in KERNELS:
-        kernel = str(name)
-    if chains is not None and num_chains == DEFAULT_CHAINS:
+    was, chains = str(attributes.get("kernel")), attributes.get("num_chains")
+    named = isinstance(kernel, str) and kernel.lower() in (default_kernel.lower(), was.lower())
+    if named and was in KERNELS:
+        kernel = KERNELS[was](**json.loads(attributes.get("kernel_settings", "{}")))
+    if chains is not None and num_chains == default_chains:
         num_chains = int(chains)
     return kernel, num_chains
+
+
+def check_same_draws(resume: Any, kernel: Kernel, thinning: int) -> None:
+    """Refuse settings with which the draws would not be those that come next.
+
+    Raises:
+        ValueError: settings of the kernel or the thinning are others.
+    """
+    was = json.loads(resume.attrs.get("kernel_settings", "{}"))
+    now = json.loads(kernel_settings(kernel)) if was else {}
+    for name, value in was.items():
+        if now.get(name) != value:
+            raise ValueError(
+                f"kernel: expected {name}={value!r} as in the run that is resumed; got "
+                f"{now.get(name)!r}; leave the kernel out to take that run's"
+            )
+    if (before := int(resume.attrs.get("thinning", thinning))) != thinning:
+        raise ValueError(
+            f"thinning: expected {before} as in the run that is resumed; got {thinning}"
+        )
 
 
 def _check_resumed(settings: Settings, resumed: Ready) -> None:
     """Refuse settings that contradict those of the run that is resumed."""
     if settings.seed not in (None, resumed.seed):
         raise ValueError(f"seed: expected None or {resumed.seed}, that of the run that is resumed")
-    if settings.tempering is not None and resumed.ladder is None:
-        raise ValueError("tempering: expected None to resume a run without; start a new one")
-    moves = settings.global_moves
-    if isinstance(moves, GlobalMoves) and moves != resumed.global_moves:
-        raise ValueError(f"global_moves: expected {resumed.global_moves} as in that run")
+    check_same_crossing(settings.tempering, settings.global_moves, resumed)
+    if settings.global_moves is None and resumed.global_moves is not None:
+        raise ValueError(
+            f'global_moves: expected "auto" or {resumed.global_moves} as in the run that is '
+            "resumed; got None; start a new run without"
+        )
     if settings.include_warmup:
         raise ValueError("include_warmup: expected False with resume, which has no warm-up")
+
+
+def check_same_crossing(
+    tempering: TemperingChoice, global_moves: str | GlobalMoves | None, resumed: Ready
+) -> None:
+    """Refuse tempering and global moves that are given, and are not those of that run."""
+    ladder = resumed.ladder
+    if tempering is not None and ladder is None:
+        raise ValueError("tempering: expected None to resume a run without; start a new one")
+    if ladder is not None and tempering not in (None, "auto", len(ladder) + 1, ladder):
+        raise ValueError(
+            f'tempering: expected None, "auto" or {(0.0, *ladder)} as in that run; got {tempering}'
+        )
+    if isinstance(global_moves, GlobalMoves) and global_moves != resumed.global_moves:
+        raise ValueError(f"global_moves: expected {resumed.global_moves} as in that run")
 
 
 def restore(state: Mapping[str, Tensor], device: torch.device | None, seed: int) -> Ready:

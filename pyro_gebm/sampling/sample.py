@@ -112,7 +112,7 @@ def sample(
             kernels of Pyro, nor of potentials that look at their values.
         resume: go on where this earlier result ended, with its tuning and noise, in place of
             starts and warm-up: the draws are those that the earlier run would have made next.
-            Model and settings must be the same; the kernel's name and ``num_chains`` are taken
+            Model and settings must be the same; the kernel and ``num_chains`` are taken
             from there if they are left out.
         **kwargs: of a Pyro model.
 

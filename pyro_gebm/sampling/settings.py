@@ -1,12 +1,15 @@
 """What ``sample`` was asked for, checked."""
 
+import json
 import math
+from dataclasses import fields
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from pyro_gebm._checks import check_choice, check_count, check_in_range
+from pyro_gebm._checks import check_choice, check_count, check_in_range, check_seed
 from pyro_gebm.mcmc import HMC, KERNELS, ChEES, GlobalMoves, Kernel, PyroKernel, is_pyro_kernel
 from pyro_gebm.mcmc.random import BLOCK
 from pyro_gebm.model import check_beta
@@ -117,7 +120,7 @@ def _check_optional(
         if target_accept_prob == 1.0:
             raise ValueError("target_accept_prob: expected less than 1; got 1.0")
     if seed is not None:
-        check_count("seed", seed, minimum=0)
+        check_seed(seed)
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
     if storage_dtype is not None:
@@ -206,6 +209,13 @@ def kernel_name(kernel: Kernel | PyroKernel) -> str:
         return kernel.name
     owner = kernel if isinstance(kernel, type) else type(kernel)
     return f"pyro.infer.{owner.__name__}"
+
+
+def kernel_settings(kernel: Kernel) -> str:
+    """The settings that are a kernel's own, and not for warm-up, as JSON: to be made again."""
+    shared = {setting.name for setting in fields(Kernel)}
+    own = {s.name: getattr(kernel, s.name) for s in fields(kernel) if s.name not in shared}
+    return json.dumps({name: v for name, v in own.items() if isinstance(v, bool | Real | str)})
 
 
 def choose_warmup(warmup_steps: int | None, num_chains: int) -> int:

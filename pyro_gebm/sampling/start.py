@@ -1,5 +1,6 @@
 """Where chains start: given, or drawn from the reference until the potential is finite."""
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 
@@ -73,11 +74,18 @@ def _check(
         raise ValueError(
             f"initial_params: expected shape {letters} = ({full}); got {tuple(value.shape)}"
         )
+    value = value.detach()
+    value = value.clone() if value.is_inference() else value  # or nothing could be differentiated
     if target.like is not None:
-        return value.detach().to(target.like)
-    if not value.is_floating_point():
-        raise ValueError(f"initial_params: expected floating point numbers; got {value.dtype}")
-    return value.detach()
+        return value.to(target.like)
+    if value.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"initial_params: expected float32 or float64; got {value.dtype}; convert it with "
+            ".float(), and store less with storage_dtype"
+        )
+    if not value.numel():
+        raise ValueError(f"initial_params: expected a dimension or more; got {tuple(value.shape)}")
+    return value
 
 
 def find_start(target: Target, initial_params: InitialParams, num_chains: int) -> Tensor:
@@ -132,5 +140,12 @@ def bad_rows(potential_fn: PotentialFn, start: Tensor) -> Tensor:
         raise ValueError(
             f"model: expected a potential of shape ({len(start)},) for positions "
             f"{tuple(start.shape)}; got {tuple(energy.shape)}"
+        )
+    if not state.z_grad.any() and (energy != energy[:1]).any():
+        warnings.warn(
+            "the potential's gradient is zero at all starts, its values differ: chains cannot see "
+            "where to go; leave out torch.no_grad() and detach() in what it computes",
+            UserWarning,
+            stacklevel=2,
         )
     return ~torch.isfinite(energy + state.z_grad.sum(-1) + start.sum(-1))
