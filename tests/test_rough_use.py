@@ -3,6 +3,8 @@
 import warnings
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers import draws_of, normal, quiet_sample, small_gebm, standard_scores
@@ -143,3 +145,33 @@ def test_four_draws_of_one_chain_tell_no_rhat():
     settings = {"num_chains": 1, "initial_params": torch.zeros(1, 2), "kernel": "HMC"}
     assert "R-hat" not in told(normal, num_samples=7, **settings)
     assert "nan" not in (text := told(normal, num_samples=8, **settings)) and "R-hat" in text
+
+
+def matrices():
+    pyro.sample("w", dist.Normal(torch.zeros(3, 4), 1.0).to_event(2))
+    pyro.sample("corr", dist.LKJCholesky(3, 1.0))
+
+
+def in_a_plate(gebm):
+    def model():
+        with pyro.plate("k", 5):
+            pyro.sample("y", dist.Normal(gebm.model(), 0.5).to_event(1), obs=torch.zeros(5, 3))
+
+    return model
+
+
+@pytest.mark.parametrize("chains", [1, 4, 64])
+def test_matrix_sites_are_judged(chains, tmp_path):
+    few = {"num_chains": chains, "num_samples": 20, "warmup_steps": 10}
+    for model in (matrices, in_a_plate(small_gebm())):
+        plain, stored = told(model, **few), told(model, store=tmp_path / f"{chains}.nc", **few)
+        assert plain == stored and ", " in plain.split("R-hat")[1].split("]")[0]
+
+
+def test_matrix_sites_through_pyros_front_door():
+    few = {"num_samples": 20, "warmup_steps": 10, "num_chains": 2, "disable_progbar": True}
+    mcmc = pg.MCMC("NUTS", matrices, **few)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        mcmc.run()
+    assert mcmc.get_samples()["w"].shape == (40, 3, 4)

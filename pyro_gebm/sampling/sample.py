@@ -92,7 +92,7 @@ def sample(
             few of them are in memory at a time. Until it is whole the file is called
             draws.nc.unfinished: that is what a killed run leaves, and ``inference_data.load``
             reads the draws that are there. The result reads values from the file when it is
-            asked for them.
+            asked for them. A file of that name is replaced when the new one is whole.
         distributed: share the chains among the processes of torch.distributed's default group,
             which all make this same call and get the same result. The first one warms up all
             chains, which takes as long as alone; each draws whole blocks of 64 chains into a
@@ -185,7 +185,10 @@ def _sample(
         batched = isinstance(settings.kernel, Kernel)
         target = build_target(model, args, kwargs, beta=settings.beta, batched=batched)
         if settings.include_x and target.push is None:
-            raise ValueError("include_x: expected False for a potential function, which has no x")
+            raise ValueError(
+                "include_x: expected False for a potential function, or for a model without "
+                "deterministic sites, which have no x"
+            )
         if settings.include_prior and target.reference is None:
             raise ValueError("include_prior: expected False for a potential, which has no prior")
         target = compiled(target, device) if settings.compile else target
