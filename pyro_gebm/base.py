@@ -9,9 +9,10 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
 
 from pyro_gebm._checks import check_count, check_in_range
+from pyro_gebm._modes import evaluating
+from pyro_gebm._supports import bare, is_real, onto, true_support
 
 
 class Coordinates(NamedTuple):
@@ -46,22 +47,18 @@ class Prior(nn.Module, ABC):
     @property
     def support(self) -> Any:
         """The torch constraint that z satisfies."""
-        support = self.distribution.support
-        # Independent ones and those of mixtures say the same of every component.
-        while hasattr(support, "base_constraint"):
-            support = support.base_constraint
-        return support
+        return bare(self.distribution.support)
 
     @property
     def is_unconstrained(self) -> bool:
         """Every real vector is in the support."""
-        return self.support in (constraints.real, constraints.real_vector)
+        return is_real(self.support)
 
     def coordinates(self) -> Coordinates:
         """Unconstrained coordinates: z itself where the support is all of R^D."""
         if self.is_unconstrained:
             return Coordinates(_identity, _identity, lambda u, z: 0.0)
-        transform = biject_to(self.support)
+        transform = onto(self.support, self.dim)
 
         def log_det(u: Tensor, z: Tensor) -> Tensor:
             value: Tensor = transform.log_abs_det_jacobian(u, z)
@@ -196,7 +193,9 @@ class LatentPrior(Prior):
                 "distribution: expected event shape (D,) and batch shape (); got event "
                 f"{event} and batch {batch}; wrap it with Independent(..., 1) or .to_event(1)"
             )
-        if distribution.support is None or distribution.support.is_discrete:
+        # Once, and not in every density: telling it may wait for a GPU's numbers.
+        self._support = None if distribution.support is None else true_support(distribution)
+        if self._support is None or self._support.is_discrete:
             raise ValueError("distribution: expected a continuous one; got a discrete support")
         self._distribution = _without_validation(distribution)
         self._like = distribution.sample()
@@ -205,9 +204,15 @@ class LatentPrior(Prior):
     def distribution(self) -> TorchDistributionMixin:
         """The distribution, as Pyro wants it."""
         given = self._distribution
-        if isinstance(given, TorchDistributionMixin):
-            return given
-        return _as_pyro(given)
+        if type(bare(given.support)) is not type(self.support):
+            # Pyro's own kernels and guides ask the law for its support.
+            return _as_pyro(given, support=self._support)
+        return given if isinstance(given, TorchDistributionMixin) else _as_pyro(given)
+
+    @property
+    def support(self) -> Any:
+        """The torch constraint that z satisfies."""
+        return bare(self._support)
 
     def sample(self, num_samples: int) -> Tensor:
         """Draws from η, (num_samples, D), from torch's global generator."""
@@ -234,9 +239,10 @@ def _without_validation(
     return clone
 
 
-def _as_pyro(given: torch.distributions.Distribution) -> TorchDistributionMixin:
+def _as_pyro(given: torch.distributions.Distribution, **attributes: Any) -> TorchDistributionMixin:
     """A torch distribution with the methods that Pyro adds, sharing its parameters."""
-    mixed = type(f"Pyro{type(given).__name__}", (type(given), TorchDistributionMixin), {})
+    bases = (type(given), TorchDistributionMixin)
+    mixed = type(f"Pyro{type(given).__name__}", bases, attributes)
     clone: TorchDistributionMixin = object.__new__(mixed)
     clone.__dict__.update(given.__dict__)
     return clone
@@ -276,7 +282,10 @@ class Base(nn.Module):
         return x.reshape(*batch, *x.shape[1:])
 
     def sample(self, num_samples: int) -> Tensor:
-        """Draws from B, (num_samples, *data shape), without gradient."""
-        with torch.no_grad():
+        """Draws from B, (num_samples, *data shape), in eval mode and without gradient.
+
+        The modes that the networks were left in, and BatchNorm's statistics, stay as they are.
+        """
+        with torch.no_grad(), evaluating(self):
             x: Tensor = self(self.latent_prior.sample(num_samples))
         return x

@@ -101,3 +101,17 @@ def test_base_keeps_data_shapes():
     assert base.sample(5).shape == (5, 3, 2, 2)
     z = torch.randn(4, 5, 2)
     torch.testing.assert_close(base(z)[1, 2], generator(z[1, 2:3])[0])
+
+
+def test_base_samples_in_eval_mode_and_changes_nothing():
+    generator = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+    base = pg.Base(generator, pg.StandardNormal(2))
+    generator[0].eval()
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    modes = [module.training for module in base.modules()]
+    torch.manual_seed(0)
+    x = base.sample(5)
+    assert [module.training for module in base.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+    torch.manual_seed(0)
+    torch.testing.assert_close(x, base.eval()(base.latent_prior.sample(5)))

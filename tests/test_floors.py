@@ -33,6 +33,7 @@ FLOORS = {
     "_files": 0,
     "_modes": 0,
     "_checks": 0,
+    "_supports": 0,
     "_compiler": 0,
     "_version": 0,
 }

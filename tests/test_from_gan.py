@@ -432,6 +432,43 @@ def test_a_sampled_class_has_its_share_before_and_after_reweighting():
         assert ((found(x) - exact).abs() <= 4 * error).all()
 
 
+@pytest.mark.parametrize(
+    "shares",
+    [[0.3, 0.3, 0.4], (0.3, 0.3, 0.4), np.array([0.3, 0.3, 0.4]), torch.tensor([0.3, 0.3, 0.4])],
+    ids=["list", "tuple", "array", "tensor"],
+)
+def test_shares_may_be_any_numbers(shares):
+    generator = GeneratorAdapter(Conditional(), class_probs=shares)
+    # Just left and right of the quantiles 0.3 and 0.6 of N(0, 1).
+    z = torch.tensor([[0.0, last] for last in (-0.53, -0.52, 0.25, 0.26)])
+    seen.clear()
+    generator(z)
+    assert seen[-1].tolist() == [0, 1, 1, 2]
+
+
+class Unlabelled(nn.Module):
+    """A network of latents that does not care for labels."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, z, label):
+        return self.network(z)
+
+
+def test_a_latent_short_for_the_class_is_told():
+    with_shape = GeneratorAdapter(Conditional(), latent_shape=(3,), class_probs=[0.5, 0.5])
+    message = r"expected 4 latents .*one of them for the class; got 3; .*StandardNormal\(4\)"
+    with pytest.raises(ValueError, match=message):
+        from_gan(with_shape, Affine(), pg.StandardNormal(3))
+    plain = GeneratorAdapter(Unlabelled(nn.Linear(3, 1)), class_probs=[0.5, 0.5])
+    message = r"of 3 latents the last is the class's, .* got 2: .* StandardNormal\(D \+ 1\)"
+    with pytest.raises(ValueError, match=message):
+        from_gan(plain, Affine(), pg.StandardNormal(3))
+    from_gan(plain, Affine(), pg.StandardNormal(4))
+
+
 def test_latents_on_a_sphere_are_an_exact_push_forward():
     generator = GeneratorAdapter(nn.Identity(), sphere_radius=3.0)
     # Data: the sphere weighted by exp(x₁): von Mises-Fisher, mean radius · I₁(3)/I₀(3) in 2-D.
@@ -463,6 +500,12 @@ def test_uniform_latents():
         ({"label": torch.zeros(3, 2)}, "label: expected .* vector"),
         ({"class_probs": torch.tensor([0.5, 0.4])}, "class_probs: expected shares"),
         ({"class_probs": torch.tensor([1.5, -0.5])}, "class_probs: expected shares"),
+        ({"class_probs": 0.5}, r"class_probs: expected shares .* got shape \(\)"),
+        ({"class_probs": "halves"}, "class_probs: .* got 'halves'; give a tensor or a list"),
+        ({"class_probs": [0.5, None]}, "class_probs: .* give a tensor or a list"),
+        ({"class_probs": [0.5, math.nan]}, "class_probs: expected finite numbers"),
+        ({"label": [0, 1]}, r"label: expected a whole number .* got \[0, 1\]"),
+        ({"label": 1.5}, "label: expected a whole number .* got 1.5"),
         ({"sphere_radius": 0.0}, "sphere_radius: expected"),
         ({"latent_shape": ()}, "latent_shape: expected"),
     ],

@@ -1,6 +1,7 @@
 """Wrappers that give networks from elsewhere the shapes that a GEBM expects."""
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -40,7 +41,8 @@ class GeneratorAdapter(nn.Module):
             latent that nothing depends on. ``None`` leaves z alone.
         label: of all data: a whole number, passed on as (B,) int64, or a vector (K,), passed on
             as (B, K).
-        class_probs: shares of the classes, (K,), of a label that is sampled.
+        class_probs: shares of the classes, (K,), of a label that is sampled; the prior is then
+            ``StandardNormal(D + 1)`` for a network of D latents.
         select: picks x from an output that is no tensor: ``lambda out: out["sample"]``.
 
     Raises:
@@ -63,7 +65,7 @@ class GeneratorAdapter(nn.Module):
         latent_shape: Sequence[int] | None = None,
         sphere_radius: float | None = None,
         label: Label | None = None,
-        class_probs: Tensor | None = None,
+        class_probs: Tensor | Sequence[float] | None = None,
         select: Callable[[Any], Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -96,11 +98,12 @@ class GeneratorAdapter(nn.Module):
     def _shaped(self, z: Tensor) -> Tensor:
         if self.latent_shape is None:
             return z
-        if math.prod(self.latent_shape) != z.shape[1]:
+        wanted, classes = math.prod(self.latent_shape), int(self.cuts is not None)
+        if wanted != z.shape[1]:
             raise ValueError(
-                f"z: expected {math.prod(self.latent_shape)} latents for latent_shape "
-                f"{self.latent_shape}; got {z.shape[1]}; give a prior of that dimension"
-                + (" and one more for the class" if self.cuts is not None else "")
+                f"z: expected {wanted + classes} latents for latent_shape {self.latent_shape}"
+                f"{', one of them for the class' * classes}; got {z.shape[1] + classes}; give a "
+                f"prior of that dimension, such as StandardNormal({wanted + classes})"
             )
         return z.reshape(len(z), *self.latent_shape)
 
@@ -206,24 +209,45 @@ def _as_label(label: Label | None) -> Tensor | None:
         return None
     if isinstance(label, Tensor) and label.ndim == 1:
         return label.detach()
-    if isinstance(label, Tensor | bool) or label < 0:
+    whole: Any = label
+    if isinstance(whole, bool) or not isinstance(whole, numbers.Integral) or int(whole) < 0:
         got = f"shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
         raise ValueError(
             f"label: expected a whole number >= 0 or a vector (K,), the same for all data; got "
             f"{got}; for a sampled class give class_probs"
         )
-    return torch.tensor(label)
+    return torch.tensor(int(whole))
 
 
 def _for_batch(label: Tensor, batch: int) -> Tensor:
     return label.expand(batch, *label.shape)
 
 
-def _as_cuts(class_probs: Tensor | None) -> Tensor | None:
+def latent_hint(generator: nn.Module, dim: int) -> str:
+    """What to do about a generator that does not take D latents."""
+    if isinstance(generator, GeneratorAdapter) and generator.cuts is not None:
+        return (
+            f"of {dim} latents the last is the class's, and the network got {dim - 1}: for one of "
+            "D latents give StandardNormal(D + 1)"
+        )
+    return (
+        "for other shapes or a label wrap it: GeneratorAdapter(generator, latent_shape=..., "
+        "label=...)"
+    )
+
+
+def _as_cuts(class_probs: Tensor | Sequence[float] | None) -> Tensor | None:
     """Quantiles of N(0, 1) between the classes, (K - 1,)."""
     if class_probs is None:
         return None
-    shares = check_finite("class_probs", class_probs.detach().double())
+    try:
+        shares = torch.as_tensor(class_probs).detach().double()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"class_probs: expected shares (K,) >= 0 that sum to 1; got {class_probs!r}; give a "
+            "tensor or a list of numbers"
+        ) from error
+    check_finite("class_probs", shares)
     total = float(shares.sum())
     if shares.ndim != 1 or bool((shares < 0).any()) or abs(total - 1) > 1e-4:
         raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_gebm._checks import check_choice, check_count, check_finite, check_in_range
 from pyro_gebm.base import Base, Prior
-from pyro_gebm.gan.adapters import as_module
+from pyro_gebm.gan.adapters import as_module, latent_hint
 from pyro_gebm.metrics.partition import draw_latents, importance_log_z
 from pyro_gebm.model import GEBM
 
@@ -221,8 +221,8 @@ def _probe(gebm: GEBM, energy: DiscriminatorEnergy) -> None:
         except (RuntimeError, IndexError, TypeError) as error:
             raise ValueError(
                 f"generator: expected one that takes latents of shape {tuple(z.shape)}; it raised "
-                f"{type(error).__name__}: {str(error).splitlines()[0]}; for other shapes or a "
-                "label wrap it: GeneratorAdapter(generator, latent_shape=..., label=...)"
+                f"{type(error).__name__}: {str(error).splitlines()[0]}; "
+                + latent_hint(gebm.base.generator, gebm.latent_dim)
             ) from error
         if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != _PROBES:
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
