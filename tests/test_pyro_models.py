@@ -15,7 +15,7 @@ from pyro.nn import PyroModule, PyroSample
 from pyro.ops.integrator import potential_grad
 from torch import nn
 
-from pyro_gebm.sampling import pyro_trace
+from pyro_gebm.sampling import pyro_terms
 from pyro_gebm.sampling.pyro_model import pyro_target
 
 pytestmark = pytest.mark.usefixtures("double_precision_and_no_params")
@@ -205,7 +205,7 @@ def test_keyword_arguments_reach_the_model():
 
 def test_every_site_counts(monkeypatch):
     """Plant a bug: observed sites dropped. The comparison with Pyro must see it."""
-    real = pyro_trace.split_log_prob
+    real = pyro_terms.split_log_prob
     broken = functools.partial(real, prior_only=True)
     monkeypatch.setattr(
         "pyro_gebm.sampling.pyro_density.split_log_prob", lambda n, v, **_: broken(n, v)

@@ -1,20 +1,24 @@
 """The density of a Pyro model at unconstrained values, for one chain and for all."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from pyro_gebm.sampling.push import CHUNK
+from pyro_gebm.sampling.pyro_lenient import AlgebraError, LenientAlgebra
+from pyro_gebm.sampling.pyro_terms import split_log_prob
 from pyro_gebm.sampling.pyro_trace import (
+    ModelRunError,
     Nodes,
     Program,
     Site,
     check_held,
     run_model,
-    split_log_prob,
 )
 from pyro_gebm.sampling.target import Sites
 
@@ -28,6 +32,10 @@ class PyroDensity:
     """The latent sites, in the order in which their values stand in u."""
     pushed: tuple[str, ...]
     """The deterministic sites."""
+    unrestricted: frozenset[str] = frozenset()
+    """Sites that have a density outside of their support, too; see ``split_log_prob``."""
+    is_lenient: bool = False
+    """Whether ``program`` runs under ``LenientAlgebra``, and its density is to do so, too."""
 
     def _split(self, u: Tensor) -> list[tuple[Site, Tensor]]:
         parts = zip(
@@ -44,15 +52,40 @@ class PyroDensity:
         return flatten(self.sites, {site.name: nodes[site.name]["value"] for site in self.sites})
 
     def energy(self, u: Tensor, beta: float) -> Tensor:
-        """U_β(u) = U_0(u) - β log L, a scalar; see ``pyro_target``."""
+        """U_β(u) = U_0(u) - β log L, a scalar; see ``pyro_target``.
+
+        NaN where a matrix of a chain that is evaluated alone has no factor or no inverse.
+        """
+        try:
+            log_prob = self._log_prob(u, beta)
+        except ModelRunError as error:
+            if is_batchedtensor(u) or not isinstance(error.__cause__, AlgebraError):
+                raise
+            return u.sum() * torch.nan
+        return -log_prob.to(u)
+
+    def _log_prob(self, u: Tensor, beta: float) -> Tensor:
         values, nodes = self._run(u)
-        log_prior, log_rest = split_log_prob(nodes, values, prior_only=beta == 0)
+        # Not always: it makes every operation slower.
+        with LenientAlgebra() if self.is_lenient else nullcontext():
+            log_prior, log_rest = split_log_prob(
+                nodes, values, prior_only=beta == 0, unrestricted=self.unrestricted
+            )
         for site, part in self._split(u):
             log_det: Tensor = site.transform.log_abs_det_jacobian(part, values[site.name])
             log_prior = log_prior + log_det.sum()
         # Not 0 * log_rest: that would be NaN where the likelihood is zero.
-        log_prob = log_prior if beta == 0 else log_prior + beta * log_rest
-        return -log_prob.to(u)
+        return log_prior if beta == 0 else log_prior + beta * log_rest
+
+    def draw(self) -> Tensor:
+        """u of a forward run; NaN where a matrix has no factor or no inverse."""
+        try:
+            return self.free(run_model(self.program))
+        except ModelRunError as error:
+            if not isinstance(error.__cause__, AlgebraError):
+                raise
+            parts = [site.like.new_full(site.free_shape, torch.nan) for site in self.sites]
+            return torch.cat([part.reshape(-1) for part in parts])
 
     def _run(self, u: Tensor) -> tuple[Sites, Nodes]:
         values = self.constrain(u)

@@ -18,7 +18,9 @@ from pyro_gebm.sampling.pyro_density import (
     over_rows,
     push_in_chunks,
 )
+from pyro_gebm.sampling.pyro_lenient import AlgebraError, LenientAlgebra, leniently
 from pyro_gebm.sampling.pyro_prior import prior_sampler
+from pyro_gebm.sampling.pyro_terms import impossible_names, split_log_prob
 from pyro_gebm.sampling.pyro_trace import (
     ModelRunError,
     Nodes,
@@ -30,13 +32,16 @@ from pyro_gebm.sampling.pyro_trace import (
     find_sites,
     latent_names,
     run_model,
-    split_log_prob,
 )
 from pyro_gebm.sampling.recorded import Recorded
 from pyro_gebm.sampling.target import Target
 
-MAX_FIRST_RUNS = 10
-"""Forward runs before a model is called broken: draws of a heavy tail may overflow."""
+MAX_FIRST_RUNS = 100
+"""Forward runs before a model is called broken: draws of a heavy tail may overflow, and a wide
+prior may seldom be such that the data are possible."""
+
+BY_CHANCE = (ValueError, AlgebraError)
+"""What a model raises at some draws, though it may be sound."""
 
 RELATIVE_TOLERANCE = {torch.float64: 1e-8}
 """How far values in a batch may be from values one by one; 1e-4 in other dtypes."""
@@ -72,8 +77,8 @@ def is_pyro_model(model: object, args: Args, kwargs: Mapping[str, Any]) -> bool:
     given = bool(args or kwargs)
     if isinstance(model, GEBM) and given:
         raise ValueError(
-            "model: a GEBM takes no further arguments; wrap it in a Pyro model that calls its "
-            "model() and observes the data"
+            f"model: a GEBM takes no further arguments; got {', '.join(kwargs) or len(args)}; for "
+            "data wrap it in a Pyro model that calls its model() and observes them"
         )
     if isinstance(model, GEBM) or not callable(model):
         return False
@@ -131,6 +136,10 @@ def pyro_target(
     in nats. The reference is the law of U_0: what the model draws when it runs forward. A
     GEBM within contributes its prior to p and its energy to L.
 
+    Where a value is outside of the support of its site, or a parameter outside of its
+    constraint, U is infinite: what Pyro's checks would raise at rejects that chain. So does a
+    matrix that has no Cholesky factor.
+
     Args:
         model: called as ``model(*args, **kwargs)``; its latent sites are continuous and the
             same in every run.
@@ -158,9 +167,13 @@ def pyro_target(
     """
     program = partial(model, *args, **kwargs)
     with torch.no_grad():
-        first = _first_run(program)
-        sites = find_sites(first)
-        density = PyroDensity(program, tuple(sites), tuple(deterministic_names(first)))
+        with LenientAlgebra(only_look=True) as algebra:
+            first, unrestricted = _first_run(program)
+        # One chain alone may raise, and the model may have an answer to that.
+        is_lenient = batched and algebra.was_used
+        program = partial(leniently, program) if is_lenient else program
+        sites, pushed = find_sites(first), deterministic_names(first)
+        density = PyroDensity(program, tuple(sites), tuple(pushed), unrestricted, is_lenient)
         draws = torch.stack([density.free(first), density.free(_second_run(program, sites))])
     energy = partial(density.energy, beta=beta)
     _check_evaluation(energy, draws, batched)
@@ -183,23 +196,44 @@ def pyro_target(
     )
 
 
-def _first_run(program: Program) -> Nodes:
-    """One forward run under Pyro's own checks, whose complaints are the clearest."""
-    for attempt in range(1, MAX_FIRST_RUNS + 1):
+def _first_run(program: Program) -> tuple[Nodes, frozenset[str]]:
+    """One forward run under Pyro's own checks, whose complaints are the clearest.
+
+    Returns:
+        The run, and the sites whose values or parameters were impossible in every run though
+        nothing complained: the user has their checks off, and wants their densities as they are.
+    """
+
+    def run() -> Nodes:
+        nodes = run_model(program, validate=True)
+        find_sites(nodes)
+        split_log_prob(nodes, latent_names(nodes), validate=True)
+        return nodes
+
+    nodes = _tried(run)
+    impossible = impossible_names(nodes)
+    for _ in range(MAX_FIRST_RUNS):
+        if not impossible:
+            break
+        nodes = _tried(run)
+        impossible &= impossible_names(nodes)
+    return nodes, frozenset(impossible)
+
+
+def _tried(run: Callable[[], Nodes]) -> Nodes:
+    """A run, after others that raised."""
+    for _ in range(MAX_FIRST_RUNS - 1):
         try:
-            nodes = run_model(program, validate=True)
-            find_sites(nodes)
-            split_log_prob(nodes, latent_names(nodes), validate=True)
-            return nodes
+            return run()
         except ModelRunError as error:
-            if attempt == MAX_FIRST_RUNS or not isinstance(error.__cause__, ValueError):
+            if not isinstance(error.__cause__, BY_CHANCE):
                 raise
-    raise AssertionError
+    return run()
 
 
 def _second_run(program: Program, sites: Sequence[Site]) -> Nodes:
     """Another one, with the same sites of the same shapes and supports."""
-    nodes = run_model(program)
+    nodes = _tried(lambda: run_model(program))
     others = {site.name: site for site in find_sites(nodes)}
     check_same_sites({site.name for site in sites}, set(others))
     for site in sites:
@@ -216,14 +250,21 @@ def _check_evaluation(energy: Callable[[Tensor], Tensor], draws: Tensor, batched
         # What fails chain by chain too is not the fault of the batch.
         alone = _differentiate(energy, draws, batched=False)[1] if batched else error
         raise _refusal(alone or error, batched=alone is None) from (alone or error)
-    tolerance = RELATIVE_TOLERANCE.get(draws.dtype, 1e-4)
-    allowed = tolerance * (1 + float(expected.abs().max()))
-    if not torch.allclose(values, expected, rtol=0.0, atol=allowed, equal_nan=True):
+    if not _agree(values, expected):
         how = "in one batch and chain by chain" if batched else "when it is evaluated twice"
         raise ValueError(
             f"model: expected the same log density {how}; got {(-expected).tolist()} and "
             f"{(-values).tolist()}; " + ("use kernel=pyro.infer.NUTS" if batched else RANDOM_HINT)
         )
+
+
+def _agree(values: Tensor, expected: Tensor) -> bool:
+    """Whether the same rows are finite, and have the same values but for rounding."""
+    finite = expected.isfinite()
+    tolerance = RELATIVE_TOLERANCE.get(expected.dtype, 1e-4)
+    allowed = tolerance * (1 + expected[finite].abs().sum())
+    near = (values - expected)[finite].abs() <= allowed
+    return bool((values.isfinite() == finite).all() and near.all())
 
 
 def _differentiate(
@@ -232,8 +273,9 @@ def _differentiate(
     """The energies of the draws, and what kept them or their gradient from being had."""
     u, values = draws.clone().requires_grad_(), draws.new_empty(0)
     try:
-        values = over_rows(energy, batched)(u)
-        torch.autograd.grad(values.sum(), u)
+        with torch.enable_grad():
+            values = over_rows(energy, batched)(u)
+            torch.autograd.grad(values.sum(), u)
     except (ValueError, RuntimeError) as error:
         return values, error
     return values, None

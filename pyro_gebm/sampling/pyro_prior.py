@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_gebm.sampling.push import CHUNK
 from pyro_gebm.sampling.pyro_density import PyroDensity, flatten
-from pyro_gebm.sampling.pyro_trace import run_model, unmasked, validation
+from pyro_gebm.sampling.pyro_lenient import validation
+from pyro_gebm.sampling.pyro_trace import run_model, unmasked
 from pyro_gebm.sampling.target import Sites
 
 IN_PLACE_NOISE = {
@@ -37,7 +38,7 @@ def prior_sampler(density: PyroDensity, draws: Tensor, batched: bool) -> Callabl
     """
 
     def one_by_one(n: int) -> Tensor:
-        return torch.stack([density.free(run_model(density.program)) for _ in range(n)])
+        return torch.stack([density.draw() for _ in range(n)])
 
     together = _together(density, draws) if batched else one_by_one
     chosen = together if batched and _is_sound(together, draws) else one_by_one

@@ -1,24 +1,22 @@
-"""One run of a Pyro model: its latent sites, and its log density in two parts."""
+"""One run of a Pyro model, and its latent sites."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.util import is_identically_one, scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import (
     Distribution,
-    Independent,
-    MixtureSameFamily,
     biject_to,
-    constraints,
 )
+
+from pyro_gebm._supports import true_support
+from pyro_gebm.sampling.pyro_lenient import Unchecked, validation
 
 Program: TypeAlias = Callable[[], Any]
 """A Pyro model with its arguments bound."""
@@ -85,44 +83,19 @@ def run_model(
         ValueError: the model raised, or has a subsampled plate.
     """
     holding = poutine.condition(data=dict(values or {}))
+    unchecked = nullcontext() if validate else Unchecked()
     progress = Progress()
-    with validation(validate), _naming_site(progress):
-        with poutine.trace() as tracer, holding, progress:
+    with validation(validate), naming_site(progress):
+        with poutine.trace() as tracer, holding, unchecked, progress:
             program()
-        return {name: site for name, site in tracer.trace.nodes.items() if _is_variable(site)}
+        nodes = {name: site for name, site in tracer.trace.nodes.items() if _is_variable(site)}
+    _unmask_imputed(nodes, values or {})
+    return nodes
 
 
 def check_held(values: Mapping[str, Tensor], nodes: Nodes) -> None:
     """Raise ``ValueError`` where a run held at ``values`` has other latent sites than them."""
     check_same_sites(set(values), latent_names(nodes) | (set(values) & set(nodes)))
-
-
-def split_log_prob(
-    nodes: Nodes, latent: Collection[str], *, prior_only: bool = False, validate: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The log density of a run, of one chain, in two parts.
-
-    Returns:
-        log p, the sum over the ``latent`` sites, unscaled and unmasked: the law that draws
-        follow; and the sum of all else (observed sites, factors, what scale and mask change of
-        latent sites), zero if ``prior_only``. Scalars, in nats.
-
-    Raises:
-        ValueError: a distribution raised.
-    """
-    prior: list[Tensor] = []
-    rest: list[Tensor] = []
-    progress = Progress()
-    with validation(validate), _naming_site(progress):
-        for progress.name, site in nodes.items():
-            if progress.name in latent:
-                prior.append(_log_prob(site, unmasked(site["fn"])).sum())
-                if _is_altered(site) and not prior_only:
-                    rest.append(_scaled_log_prob(site) - prior[-1])
-            elif not prior_only and not _is_deterministic(site):
-                rest.append(_scaled_log_prob(site))
-    zero = torch.zeros(())
-    return sum(prior, start=zero), sum(rest, start=zero)
 
 
 def latent_names(nodes: Nodes) -> set[str]:
@@ -132,7 +105,7 @@ def latent_names(nodes: Nodes) -> set[str]:
 
 def deterministic_names(nodes: Nodes) -> list[str]:
     """Sites of ``pyro.deterministic``, and of reparametrised variables."""
-    return [name for name, site in nodes.items() if _is_deterministic(site)]
+    return [name for name, site in nodes.items() if is_deterministic(site)]
 
 
 def check_same_sites(expected: set[str], found: set[str]) -> None:
@@ -208,14 +181,15 @@ def _check_continuous(name: str, fn: Any) -> None:
 
 
 def _support(fn: Any) -> Any:
-    """The support, where torch has a transform for it; a mixture's is that of its components."""
-    fn = unmasked(fn)
-    if isinstance(fn, MixtureSameFamily):
-        return _support(fn.component_distribution)
-    if isinstance(fn, Independent):
-        independent: Any = constraints.independent
-        return independent(_support(fn.base_dist), fn.reinterpreted_batch_ndims)
-    return fn.support
+    """The support, of which ``biject_to`` knows the way there.
+
+    Raises:
+        SiteError: the components of a mixture have different ones.
+    """
+    try:
+        return true_support(unmasked(fn))
+    except ValueError as error:
+        raise SiteError(f"model: {error}") from error
 
 
 def _is_variable(site: Mapping[str, Any]) -> bool:
@@ -231,25 +205,24 @@ def _is_variable(site: Mapping[str, Any]) -> bool:
     return False
 
 
-def _is_deterministic(site: Mapping[str, Any]) -> bool:
+def is_deterministic(site: Mapping[str, Any]) -> bool:
+    """A site of ``pyro.deterministic``, or of a reparametrised variable."""
     masked = isinstance(site["fn"], dist.MaskedDistribution)
     return bool(site["is_observed"]) and masked and isinstance(unmasked(site["fn"]), dist.Delta)
 
 
-def _log_prob(site: Mapping[str, Any], fn: Distribution) -> Tensor:
-    value: Tensor = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
-    return value
+def _unmask_imputed(nodes: Nodes, held: Collection[str]) -> None:
+    """Give missing data of ``obs_mask`` their law at all places, also those that are not missing.
 
-
-def _scaled_log_prob(site: Mapping[str, Any]) -> Tensor:
-    value = scale_and_mask(_log_prob(site, site["fn"]), site["scale"], site["mask"])
-    return torch.as_tensor(value).sum()
-
-
-def _is_altered(site: Mapping[str, Any]) -> bool:
-    """Whether scale or mask make the density of a site another than that of its draws."""
-    masked = site["mask"] is not None or isinstance(site["fn"], dist.MaskedDistribution)
-    return masked or not is_identically_one(site["scale"])
+    Pyro makes a latent site of all data then, and masks its density where data are there. Its
+    values would be free to go anywhere at these places, where the model does not use them; their
+    law leaves what the model says of the others as it is.
+    """
+    for name, site in nodes.items():
+        stem = name.removesuffix("_unobserved")
+        is_latent = name in held or not site["is_observed"]
+        if stem != name and f"{stem}_observed" in nodes and is_latent:
+            site["mask"] = None
 
 
 def unmasked(fn: Any) -> Any:
@@ -260,7 +233,7 @@ def unmasked(fn: Any) -> Any:
 
 
 @contextmanager
-def _naming_site(progress: Progress) -> Iterator[None]:
+def naming_site(progress: Progress) -> Iterator[None]:
     """Errors within come out as one that names the site reached."""
     try:
         yield
@@ -268,18 +241,3 @@ def _naming_site(progress: Progress) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelRunError(progress.name, error) from error
-
-
-@contextmanager
-def validation(keep: bool) -> Iterator[None]:
-    """Pyro's and torch's argument checks off within, unless kept; then as they were."""
-    # Pyro restores torch's flag from its own, which may differ.
-    default = Distribution._validate_args
-    try:
-        if keep:
-            yield
-        else:
-            with pyro.validation_enabled(False):
-                yield
-    finally:
-        Distribution.set_default_validate_args(default)

@@ -103,7 +103,7 @@ class Recorded(Differentiated):
         try:
             return tape(*inputs)
         except RuntimeError:
-            # Such as a matrix that has no Cholesky factor: the model itself tells it better.
+            # Such as eigenvalues that do not converge: the model itself tells it better.
             return None
 
     @torch.no_grad()
