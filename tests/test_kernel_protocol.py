@@ -209,7 +209,10 @@ def test_energy_error_above_the_threshold_diverges(kernel):
         assert 0.2 < info.diverging.double().mean() < 1  # half of the momenta point over it
 
 
-@pytest.mark.parametrize("weight", [None, nn.Parameter(torch.ones(()))], ids=["constant", "weight"])
+WEIGHT = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["constant", "weight"])
 def test_flat_potential_ends(kernel, weight):
     def flat(z):
         return torch.zeros(len(z), dtype=z.dtype) if weight is None else weight.expand(len(z))

@@ -75,7 +75,11 @@ def test_refusals(settings, message):
         (normal, {}, r"initial_params: a potential function needs starts .*; got None"),
         (normal, {"initial_params": torch.zeros(3, 2)}, r"expected .*= \(4, D\); got \(3, 2\)"),
         (normal, {"initial_params": torch.zeros(())}, r"expected .*= \(4, D\); got \(\)"),
-        (normal, {"initial_params": torch.zeros(4, 2).int()}, r"expected floating .*got torch.int"),
+        (
+            normal,
+            {"initial_params": torch.zeros(4, 2).int()},
+            r"expected float32 or .*torch.int",
+        ),
         (normal, {"kernel": "IMH", **START}, "IMH: expected a reference to propose from; got None"),
         (normal, {"include_x": True, **START}, "include_x: expected False .* no x"),
         ("model", START, "model: expected a GEBM, a Pyro model or a potential function; got str"),

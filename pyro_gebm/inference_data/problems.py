@@ -141,8 +141,8 @@ def _divergence_problem(idata: InferenceData, stats: set[str]) -> str:
     error = next((name for name in ("max_energy_error", "energy_error") if name in stats), "")
     if error and np.isinf(values(idata, error, "sample_stats")[diverging]).mean() > 0.5:
         return (
-            f"{told}, most of them to where the potential is not finite: walls do that, with which "
-            "NUTS and MALA cope best; elsewhere raise target_accept_prob"
+            f"{told}, most of them to where the potential is not finite: behind a wall that is as "
+            "it should be; without one raise target_accept_prob"
         )
     return f"{told}: the draws may avoid narrow regions; raise target_accept_prob"
 
@@ -158,7 +158,7 @@ def _length_problem(idata: InferenceData) -> str:
         return ""
     return (
         f"{share:.1%} of the trajectories were cut at max_num_steps = {longest}, since steps are "
-        "small: look for walls in the potential, with which NUTS and MALA cope best, or for NaN; "
+        "small: look for NaN in the potential, and for walls, with which MALA and NUTS cope best; "
         "elsewhere raise it, or warm up for longer"
     )
 

@@ -24,6 +24,7 @@ from pyro_gebm.mcmc.kernel import Info, Kernel, KernelState
 from pyro_gebm.mcmc.length import Length, learn_from, restart_length, start_length
 from pyro_gebm.mcmc.random import Generator, normal
 from pyro_gebm.mcmc.tuning import Tuning, longest_steps
+from pyro_gebm.mcmc.walls import Walls, look_for_walls, no_walls
 
 MAX_DOUBLINGS = 50
 """Limit of the step-size search: a flat potential accepts every step and would never end it."""
@@ -51,6 +52,7 @@ class Adaptation(NamedTuple):
     moved: Tensor
     """Chains that have had a positive acceptance probability, (C,) bool."""
     pending: Pending
+    walls: Walls
     length: Length | None
     rounds: int
     """Transitions per chain so far, on average; where chains run freely they differ."""
@@ -147,6 +149,7 @@ def start_adaptation(
         gradients=no_moments(state.z, groups),
         moved=torch.zeros_like(ones, dtype=torch.bool),
         pending=Pending(0 * ones, 0 * ones, 0 * ones),
+        walls=no_walls(ones, groups),
         length=length,
         rounds=0,
         missing=len(ones),
@@ -180,8 +183,9 @@ def adapt(
     """
     accepted = torch.zeros_like(adaptation.pending.accept).index_add_(0, rows, info.accept_prob)
     moved = adaptation.moved | (accepted > 0)
-    adaptation = adaptation._replace(moved=moved)
     awake = moved[rows]
+    walls, info = look_for_walls(adaptation.walls, info, awake, target_accept_prob)
+    adaptation = adaptation._replace(moved=moved, walls=walls)
     if (count := int(awake.sum())) and kernel.adapt_mass_matrix:
         keep = None if count == len(awake) else awake
         adaptation = adaptation._replace(
@@ -272,8 +276,8 @@ def close_window(
             # Keep the trajectory in units of the widest direction, which decides its length.
             shrink, limit = (variance / old).amax().sqrt(), kernel.first_length(step_size)
             assert limit is not None
-            old_length, moved = adaptation.length, adaptation.moved
-            length = restart_length(old_length, shrink, limit, moments.mean, moved)
+            moved = adaptation.moved
+            length = restart_length(adaptation.length, shrink, limit, moments.mean, moved)
             adaptation = adaptation._replace(length=length)
             tuning = tuning._replace(trajectory_length=length.value())
     none = Moments(0, torch.zeros_like(moments.mean), torch.zeros_like(moments.squares))
