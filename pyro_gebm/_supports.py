@@ -53,15 +53,17 @@ class Image(constraints.Constraint):
         more = self.event_dim - outer.event_dim
         before = self.transform.domain.event_dim + more - self.inner.event_dim
         # The way back may end inside from points that nothing leads to: (-1)² for √.
-        reached = _all(outer.check(value), more)
-        return reached & _all(self.inner.check(self.transform.inv(value)), before)
+        reached = all_right(outer.check(value), more)
+        return reached & all_right(self.inner.check(self.transform.inv(value)), before)
 
     def __repr__(self) -> str:
         return f"{self.transform} of {self.inner}"
 
 
-def _all(inside: Tensor, dims: int) -> Tensor:
-    return inside.flatten(-dims).all(-1) if dims else inside
+def all_right(ok: Tensor, dims: int) -> Tensor:
+    """Whether all hold along the rightmost dimensions, or along what there is of them."""
+    dims = min(dims, ok.ndim)
+    return ok.flatten(-dims).all(-1) if dims else ok
 
 
 def _onto_image(support: Image) -> Transform:

@@ -188,7 +188,11 @@ def test_after_ctrl_c_with_jumps(fail_after):
     assert_continues([part, rest], whole)
 
 
-OWN = pg.Kinetic(scheme="ABOBA", friction=5.0), pg.NUTS(max_tree_depth=1), pg.HMC(jitter=0.1)
+OWN = (
+    pg.Kinetic(scheme="ABOBA", friction=5.0),
+    pg.NUTS(max_tree_depth=np.int64(1)),  # NumPy's numbers are welcome
+    pg.HMC(jitter=np.float32(0.1)),
+)
 
 
 @pytest.mark.parametrize("kernel", OWN, ids=lambda kernel: kernel.name)

@@ -1,5 +1,6 @@
 """Arrays into the groups of an InferenceData, and out of them."""
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -119,6 +120,12 @@ def latent_names(idata: InferenceData) -> list[str]:
     listed = f",{idata.attrs['latent_sites']},"
     # Not split: a name may hold a comma itself.
     return [name for name in every if f",{name}," in listed]
+
+
+def saved_settings(idata: InferenceData) -> dict[str, Any]:
+    """The settings of the kernel in ``attrs["kernel_settings"]``; none if they are not there."""
+    found: dict[str, Any] = json.loads(idata.attrs.get("kernel_settings", "{}"))
+    return found
 
 
 def sampling_state(idata: InferenceData) -> dict[str, NDArray[Any]]:

@@ -1,13 +1,12 @@
 """What is wrong with a run, in words."""
 
-import json
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyro_gebm.inference_data._arviz import InferenceData
-from pyro_gebm.inference_data.build import latent_names, names, values
+from pyro_gebm.inference_data.build import latent_names, names, saved_settings, values
 from pyro_gebm.inference_data.diagnostics import (
     MOST_SUSPECTS,
     bfmi,
@@ -148,8 +147,7 @@ def _divergence_problem(idata: InferenceData, stats: set[str]) -> str:
 
 
 def _length_problem(idata: InferenceData) -> str:
-    settings = json.loads(idata.attrs.get("kernel_settings", "{}"))
-    longest = settings.get("max_num_steps")
+    longest = saved_settings(idata).get("max_num_steps")
     if longest is None:
         return ""
     steps = values(idata, "n_steps", "sample_stats")

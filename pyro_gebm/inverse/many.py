@@ -1,5 +1,6 @@
 """``sample_many``: the posteriors of many observations, all chains of all problems in one batch."""
 
+import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -174,7 +175,7 @@ def _about(plan: Plan, ready: Ready, draws: Draws) -> dict[str, Any]:
     """Attributes, under the names that ``sample`` gives them."""
     about: dict[str, Any] = {
         "kernel": plan.kernel.name,
-        "kernel_settings": kernel_settings(plan.kernel),
+        "kernel_settings": json.dumps(kernel_settings(plan.kernel)),
         "seed": ready.seed,
         "thinning": plan.thinning,
         "num_chains": plan.num_chains,

@@ -15,12 +15,7 @@ from pyro_gebm.mcmc.tempering import temper
 from pyro_gebm.mcmc.transitions import transitions
 from pyro_gebm.sampling.ladder import MAX_LEVELS, TemperingChoice, place
 from pyro_gebm.sampling.ready import Ready
-from pyro_gebm.sampling.resume import (
-    check_same_crossing,
-    check_same_draws,
-    read_state,
-    restore,
-)
+from pyro_gebm.sampling.resume import check_same_run, read_state, restore
 
 PILOT_CHAINS, PILOT_WARMUP, PILOT_STEPS, PILOT_ROUNDS = 4, 30, 40, 3
 FIRST_LEVELS = 10
@@ -135,10 +130,8 @@ def resumed(plan: Plan, resume: Any, seed: int | None, device: torch.device) -> 
             "with {} chains for each of {}; give the settings of that run".format(*now, *was)
         )
     ready = restore(state, device, int(about["seed"]))
-    if seed not in (None, ready.seed):
-        raise ValueError(f"seed: expected None or {ready.seed}, that of the run that is resumed")
-    check_same_crossing(plan.tempering, plan.global_moves, ready)
-    check_same_draws(resume, plan.kernel, plan.thinning)
+    choices = seed, plan.kernel, plan.thinning, plan.tempering, plan.global_moves
+    check_same_run(resume, ready, *choices)
     _check_potential(plan.problems, ready, plan.num_chains)
     return ready
 

@@ -18,7 +18,6 @@ are then about a third of those of an acceptance of 0.8."""
 MOST = 0.8
 """Share of proposals that a wall may cost: of more, steps themselves are held to be too long."""
 
-
 FEW_STEPS = 2
 """A trajectory of more has its length whatever its steps; one of a step or two gets shorter, and
 meets fewer walls, with them. Those of MALA are, so that nothing changes there."""

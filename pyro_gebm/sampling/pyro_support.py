@@ -20,6 +20,8 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from pyro_gebm._supports import all_right
+
 Mask: TypeAlias = Tensor | bool | None
 
 CHECKED = tuple(
@@ -95,7 +97,7 @@ def _checks(fn: Distribution, value: Any, held: bool) -> Iterator[Tensor]:
         yield from _checks(fn.base_dist, value, held)
     elif isinstance(fn, Independent):
         inner = _checks(fn.base_dist, value, held)
-        yield from (_all_right(ok, fn.reinterpreted_batch_ndims) for ok in inner)
+        yield from (all_right(ok, fn.reinterpreted_batch_ndims) for ok in inner)
     elif isinstance(fn, MixtureSameFamily):
         yield from _of_mixture(fn, None if held else value)
     else:
@@ -129,7 +131,7 @@ def _of_mixture(fn: MixtureSameFamily, value: Any) -> Iterator[Tensor]:
     """Parameters of all components; the value is in the support of at least one of them."""
     yield from _checks(fn.mixture_distribution, None, held=False)
     component = fn.component_distribution
-    yield from (_all_right(ok, 1) for ok in _checks(component, None, held=False))
+    yield from (all_right(ok, 1) for ok in _checks(component, None, held=False))
     if value is not None:
         padded = value.unsqueeze(-1 - len(fn.event_shape))
         yield from (ok.any(-1) for ok in _check(_support(component), padded))
@@ -141,7 +143,7 @@ def _of_parameters(fn: Distribution) -> Iterator[Tensor]:
         if name == harmless or not _is_checked(constraint) or not _is_given(fn, name):
             continue
         for ok in _check(constraint, getattr(fn, name)):
-            yield _all_right(ok, max(0, ok.ndim - len(fn.batch_shape)))
+            yield all_right(ok, max(0, ok.ndim - len(fn.batch_shape)))
 
 
 def _is_given(fn: Distribution, name: str) -> bool:
@@ -178,15 +180,9 @@ def _check(constraint: Any, value: Any) -> Iterator[Tensor]:
         return
     if isinstance(constraint, constraints.independent):
         inner = _check(constraint.base_constraint, value)
-        yield from (_all_right(ok, constraint.reinterpreted_batch_ndims) for ok in inner)
+        yield from (all_right(ok, constraint.reinterpreted_batch_ndims) for ok in inner)
     elif isinstance(constraint, SIMPLEX):
         # That the sum is one is a matter of rounding, and most distributions divide by it.
         yield (value >= 0).all(-1)
     else:
         yield constraint.check(value)
-
-
-def _all_right(ok: Tensor, dims: int) -> Tensor:
-    """Whether all hold along the rightmost dimensions, or along what there is of them."""
-    dims = min(dims, ok.ndim)
-    return ok.flatten(-dims).all(-1) if dims else ok

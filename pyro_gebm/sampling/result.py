@@ -1,5 +1,6 @@
 """From draws to the InferenceData that ``sample`` returns."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def attributes_of(settings: Settings, ready: Ready, target: Target) -> dict[str,
         "latent_sites": ",".join(_sites(target, state.z[:1])),
     }
     if isinstance(settings.kernel, Kernel):
-        found["kernel_settings"] = kernel_settings(settings.kernel)
+        found["kernel_settings"] = json.dumps(kernel_settings(settings.kernel))
     if tuning.trajectory_length is not None:
         found["trajectory_length"] = float(tuning.trajectory_length)
     if curvature := float(tuning.curvatures()[-chains:].mean()):

@@ -1,6 +1,5 @@
 """The state of a run, as it travels in an InferenceData, and back."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_gebm import inference_data
+from pyro_gebm.inference_data.build import saved_settings
 from pyro_gebm.mcmc import (
     KERNELS,
     GlobalMoves,
@@ -70,9 +70,7 @@ def load_state(resume: Any, target: Target, settings: Settings) -> Ready:
             "resume: expected the model, data and beta of that run; got a potential that differs "
             "where its chains stand"
         )
-    _check_resumed(settings, resumed)
-    assert isinstance(settings.kernel, Kernel)
-    check_same_draws(resume, settings.kernel, settings.thinning)
+    _check_resumed(resume, settings, resumed)
     return resumed
 
 
@@ -112,21 +110,46 @@ def resumed_choices(
     was, chains = str(attributes.get("kernel")), attributes.get("num_chains")
     named = isinstance(kernel, str) and kernel.lower() in (default_kernel.lower(), was.lower())
     if named and was in KERNELS:
-        kernel = KERNELS[was](**json.loads(attributes.get("kernel_settings", "{}")))
+        kernel = KERNELS[was](**saved_settings(resume))
     if chains is not None and num_chains == default_chains:
         num_chains = int(chains)
     return kernel, num_chains
 
 
-def check_same_draws(resume: Any, kernel: Kernel, thinning: int) -> None:
-    """Refuse settings with which the draws would not be those that come next.
+def _check_resumed(resume: Any, settings: Settings, resumed: Ready) -> None:
+    """Refuse settings that contradict those of the run that is resumed."""
+    kernel, moves = settings.kernel, settings.global_moves
+    assert isinstance(kernel, Kernel)
+    choices = settings.seed, kernel, settings.thinning, settings.tempering, moves
+    check_same_run(resume, resumed, *choices)
+    if moves is None and resumed.global_moves is not None:
+        raise ValueError(
+            f'global_moves: expected "auto" or {resumed.global_moves} as in the run that is '
+            "resumed; got None; start a new run without"
+        )
+    if settings.include_warmup:
+        raise ValueError("include_warmup: expected False with resume, which has no warm-up")
+
+
+def check_same_run(
+    resume: Any,
+    resumed: Ready,
+    seed: int | None,
+    kernel: Kernel,
+    thinning: int,
+    tempering: TemperingChoice,
+    global_moves: str | GlobalMoves | None,
+) -> None:
+    """Refuse what is given, and with which the draws would not be those that come next.
 
     Raises:
-        ValueError: settings of the kernel or the thinning are others.
+        ValueError: seed, settings of the kernel, thinning, ladder or global moves are others.
     """
-    was = json.loads(resume.attrs.get("kernel_settings", "{}"))
-    now = json.loads(kernel_settings(kernel)) if was else {}
-    for name, value in was.items():
+    if seed not in (None, resumed.seed):
+        raise ValueError(f"seed: expected None or {resumed.seed}, that of the run that is resumed")
+    _check_crossing(tempering, global_moves, resumed)
+    now = kernel_settings(kernel)
+    for name, value in saved_settings(resume).items():
         if now.get(name) != value:
             raise ValueError(
                 f"kernel: expected {name}={value!r} as in the run that is resumed; got "
@@ -138,24 +161,9 @@ def check_same_draws(resume: Any, kernel: Kernel, thinning: int) -> None:
         )
 
 
-def _check_resumed(settings: Settings, resumed: Ready) -> None:
-    """Refuse settings that contradict those of the run that is resumed."""
-    if settings.seed not in (None, resumed.seed):
-        raise ValueError(f"seed: expected None or {resumed.seed}, that of the run that is resumed")
-    check_same_crossing(settings.tempering, settings.global_moves, resumed)
-    if settings.global_moves is None and resumed.global_moves is not None:
-        raise ValueError(
-            f'global_moves: expected "auto" or {resumed.global_moves} as in the run that is '
-            "resumed; got None; start a new run without"
-        )
-    if settings.include_warmup:
-        raise ValueError("include_warmup: expected False with resume, which has no warm-up")
-
-
-def check_same_crossing(
+def _check_crossing(
     tempering: TemperingChoice, global_moves: str | GlobalMoves | None, resumed: Ready
 ) -> None:
-    """Refuse tempering and global moves that are given, and are not those of that run."""
     ladder = resumed.ladder
     if tempering is not None and ladder is None:
         raise ValueError("tempering: expected None to resume a run without; start a new one")

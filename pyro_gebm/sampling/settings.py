@@ -1,9 +1,8 @@
 """What ``sample`` was asked for, checked."""
 
-import json
 import math
 from dataclasses import fields
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -211,11 +210,18 @@ def kernel_name(kernel: Kernel | PyroKernel) -> str:
     return f"pyro.infer.{owner.__name__}"
 
 
-def kernel_settings(kernel: Kernel) -> str:
-    """The settings that are a kernel's own, and not for warm-up, as JSON: to be made again."""
+def kernel_settings(kernel: Kernel) -> dict[str, int | float | str]:
+    """The settings that are a kernel's own, and not for warm-up: numbers and words of Python's."""
     shared = {setting.name for setting in fields(Kernel)}
     own = {s.name: getattr(kernel, s.name) for s in fields(kernel) if s.name not in shared}
-    return json.dumps({name: v for name, v in own.items() if isinstance(v, bool | Real | str)})
+    return {name: _plain(v) for name, v in own.items() if isinstance(v, Real | str)}
+
+
+def _plain(value: Real | str) -> int | float | str:
+    """NumPy's numbers, which JSON does not know, as Python's."""
+    if isinstance(value, bool | str):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def choose_warmup(warmup_steps: int | None, num_chains: int) -> int:
